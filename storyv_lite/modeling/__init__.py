@@ -1,0 +1,1 @@
+"""The torch definition of the network, shared by `train`, `export` and one backend."""
