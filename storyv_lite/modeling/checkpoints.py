@@ -1,0 +1,206 @@
+"""Checkpoint folders: `config.json` and `model.safetensors` per component, `checkpoint.json` beside them.
+
+Knows how components are stored and found again, not what they compute. Nothing is ever unpickled, and every
+write is atomic: a killed process leaves the old content or the new one, never half of either.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from storyv_lite.errors import BundleError
+
+SCHEMA = 1
+WEIGHTS = "model.safetensors"
+
+# Where each class that a `config.json` may name is defined; anything else is refused.
+_CLASSES = {
+    "ToonAutoencoder": "storyv_lite.modeling.autoencoder",
+    "Fusion": "storyv_lite.modeling.fusion",
+    "Mapper": "storyv_lite.modeling.mapper",
+    "VisualProjection": "storyv_lite.modeling.story_lm",
+    "CLIPTextModel": "transformers",
+    "CLIPVisionModelWithProjection": "transformers",
+    "LlamaForCausalLM": "transformers",
+    "OPTForCausalLM": "transformers",
+    "UNet2DConditionModel": "diffusers",
+    "AutoencoderKL": "diffusers",
+}
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(new)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as indented JSON, atomically."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda new: _write_text(new, text))
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder, then swap it for `folder`; see `settle_folder`."""
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    settle_folder(folder)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    write(new)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def settle_folder(folder: Path) -> None:
+    """Finish a swap of `replace_folder` that was interrupted between its two renames."""
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    if not folder.exists() and old.exists():
+        (new if new.exists() else old).rename(folder)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def save_component(module: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Store `module` in `folder`, its floating-point weights as `dtype` (None: as they are)."""
+    config = _config_of(module)
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in module.state_dict().items():
+        if (place := (tensor.data_ptr(), tensor.shape)) in seen:
+            continue  # tied to a tensor already stored; the class ties it again when it is loaded
+        seen.add(place)
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        tensors[name] = tensor.detach().to(device="cpu", dtype=wanted).contiguous()
+
+    def write(new: Path) -> None:
+        save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+        _write_text(new / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    replace_folder(folder, write)
+
+
+def load_component(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Build the module that `folder/config.json` names and fill it; it comes back in evaluation mode.
+
+    Raises `BundleError` when a file is missing or damaged, the class is unknown or a tensor does not fit.
+    """
+    import importlib
+
+    settle_folder(folder)
+    config = _read_json(folder / "config.json")
+    name = config.get("_class_name") or (config.get("architectures") or ["?"])[0]
+    if name not in _CLASSES:
+        raise BundleError(
+            f"`{folder / 'config.json'}` names the class `{name}`; known are {', '.join(sorted(_CLASSES))}"
+        )
+    cls = getattr(importlib.import_module(_CLASSES[name]), name)
+    with torch.random.fork_rng(devices=[]):  # initial values are overwritten, the caller's numbers stay
+        if _CLASSES[name] == "transformers":
+            module = cls(cls.config_class.from_dict(config))
+        elif hasattr(cls, "from_config"):
+            module = cls.from_config(config)
+        else:
+            module = cls(**{key: value for key, value in config.items() if not key.startswith("_")})
+    load_weights(module, folder)
+    result: nn.Module = module.to(dtype).eval()
+    return result
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """Copy the tensors stored in `folder` into `module`, in place.
+
+    Raises `BundleError` when the file is missing or damaged or the tensors are not exactly the module's.
+    """
+    path = folder / WEIGHTS
+    own = module.state_dict()
+    wanted = {(tensor.data_ptr(), tensor.shape) for tensor in own.values()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                if name not in own:
+                    raise BundleError(f"`{path}` holds `{name}`, which the model does not have")
+                if (found := tuple(file.get_slice(name).get_shape())) != (needed := tuple(own[name].shape)):
+                    raise BundleError(f"`{name}` in `{path}` has the shape {found}, the model needs {needed}")
+                own[name].copy_(file.get_tensor(name))
+                wanted.discard((own[name].data_ptr(), own[name].shape))
+    except FileNotFoundError:
+        raise BundleError(f"`{path}` is missing", hint="storyv-lite train") from None
+    except SafetensorError as damage:
+        raise BundleError(f"`{path}` is damaged ({damage})", hint="storyv-lite train") from damage
+    if missing := [name for name, tensor in own.items() if (tensor.data_ptr(), tensor.shape) in wanted]:
+        raise BundleError(f"`{path}` lacks `{missing[0]}` ({len(missing)} tensors in all)")
+
+
+def has_component(folder: Path) -> bool:
+    settle_folder(folder)
+    return (folder / WEIGHTS).is_file()
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The content of `folder/checkpoint.json`; raises `BundleError` when it is missing, damaged or newer."""
+    content = _read_json(folder / "checkpoint.json")
+    if content.get("schema") != SCHEMA:
+        raise BundleError(
+            f"`{folder / 'checkpoint.json'}` has schema {content.get('schema')}, this version reads {SCHEMA}",
+            hint="pip install --upgrade storyv-lite",
+        )
+    return content
+
+
+def write_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write `folder/checkpoint.json` with the schema number first."""
+    write_json(folder / "checkpoint.json", {"schema": SCHEMA, **content})
+
+
+def stage_record(folder: Path, stage: str) -> dict[str, Any]:
+    """What `checkpoint.json` says about one training stage; empty before the stage began."""
+    if not (folder / "checkpoint.json").is_file():
+        return {}
+    record: dict[str, Any] = read_checkpoint(folder).get("stages", {}).get(stage, {})
+    return record
+
+
+def record_stage(folder: Path, stage: str, record: Mapping[str, Any]) -> None:
+    """Replace what `checkpoint.json` says about one training stage."""
+    content = read_checkpoint(folder) if (folder / "checkpoint.json").is_file() else {}
+    stages = {**content.get("stages", {}), stage: dict(record)}
+    write_checkpoint(folder, {**content, "stages": stages})
+
+
+def _config_of(module: nn.Module) -> dict[str, Any]:
+    config: Any = module.config
+    name = type(module).__name__
+    if hasattr(config, "to_dict"):
+        return {**config.to_dict(), "architectures": [name]}
+    return {**json.loads(json.dumps(dict(config))), "_class_name": name}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"`{path}` is missing", hint="storyv-lite train") from None
+    except (ValueError, OSError) as damage:
+        raise BundleError(f"`{path}` cannot be read ({damage})") from damage
+    if not isinstance(content, dict):
+        raise BundleError(f"`{path}` holds {type(content).__name__}, an object is needed")
+    return content
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

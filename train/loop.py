@@ -1,0 +1,368 @@
+"""The training loop as functions: seeds, schedule, moving average, checkpoints, resume, progress.
+
+Knows how to train a few modules for a number of steps, not what they are. Everything random in step n is a
+function of (seed, stage, n), so an exact resume needs weights and optimizer moments, no generator states.
+"""
+
+import json
+import math
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from storyv_lite.config import StageConfig
+from storyv_lite.errors import BundleError
+from storyv_lite.modeling.checkpoints import (
+    has_component,
+    load_weights,
+    record_stage,
+    replace_folder,
+    save_component,
+    settle_folder,
+    stage_record,
+)
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """How far a stage has come; stored in `checkpoint.json`."""
+
+    steps: int = 0
+    max_train_steps: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    done: bool = False
+
+
+def step_rng(seed: int, stage: str, step: int) -> np.random.Generator:
+    """The generator that everything random about the data of one step is drawn from."""
+    return np.random.default_rng([seed, crc32(stage.encode()), step])
+
+
+def seed_step(seed: int, stage: str, step: int) -> None:
+    """Set the global generators (python, numpy, torch) for one step."""
+    state = step_rng(seed, stage + "/global", step).integers(2**31)
+    random.seed(int(state))
+    np.random.seed(int(state))
+    torch.manual_seed(int(state))
+
+
+def learning_rate(settings: StageConfig, step: int, resumed_at: int | None = None) -> float:
+    """Warm-up and cosine decay as a part of `settings.learning_rate`; a warm resume warms up once more."""
+    warmup = max(1, settings.lr_warmup_steps)
+    progress = min(1.0, step / max(1, settings.max_train_steps))
+    cosine = settings.lr_min_ratio + (1 - settings.lr_min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+    factor = cosine * min(1.0, (step + 1) / warmup)
+    if resumed_at is not None:
+        factor *= min(1.0, (step - resumed_at + 1) / min(100, warmup))
+    return settings.learning_rate * factor
+
+
+def parameter_groups(
+    modules: Sequence[nn.Module], weight_decay: float, lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
+    """Optimizer groups of everything that learns: matrices decay; biases, norms and single vectors do not."""
+    learned = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in learned if p.ndim >= 2], "weight_decay": weight_decay, "lr_scale": lr_scale},
+        {"params": [p for p in learned if p.ndim < 2], "weight_decay": 0.0, "lr_scale": lr_scale},
+    ]
+
+
+def precision(settings: StageConfig, device: torch.device) -> str:
+    """`bf16` or `no`, as accelerate spells them; `auto` takes bf16 where the processor computes in it."""
+    if settings.mixed_precision != "auto":
+        return settings.mixed_precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    if device.type != "cpu":
+        return "no"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+def run_stage(
+    stage: str,
+    settings: StageConfig,
+    components: Mapping[str, nn.Module],
+    batches: Callable[[int], Any],
+    compute_loss: Callable[[Any, int], Mapping[str, Tensor]],
+    out: Path,
+    *,
+    seed: int,
+    device: str = "cpu",
+    minutes: float | None = None,
+    extras: Mapping[str, nn.Module] | None = None,
+    groups: list[dict[str, Any]] | None = None,
+    sample: Callable[[Path], None] | None = None,
+) -> StageProgress:
+    """Train `components` (stored as `out/NAME`) and `extras` (kept in `out/state` only) until the stage is done.
+
+    `batches(step)` is a pure function (use `step_rng`); `compute_loss(batch, step)` runs under autocast and
+    returns scalars of which `loss` is minimised and all are logged; `sample(path)` draws a sample sheet, with
+    the averaged weights and everything in evaluation mode. `groups` are optimizer groups with `params`,
+    `weight_decay` and `lr_scale` (default: all that requires a gradient). Only parameters that require a
+    gradient are kept in the state.
+
+    Begins where `out/state/STAGE` ended (exact), else at the stored components with a short re-warm-up
+    (warm), else at step 0. Stops early, saved, after `minutes` or at SIGTERM or Ctrl-C: look at `done`.
+    On return the modules hold the averaged weights where `ema_decay` is set.
+    """
+    place = torch.device(device)
+    modules = {**components, **(extras or {})}
+    for module in modules.values():
+        module.to(place)
+    progress, resumed_at = StageProgress(max_train_steps=settings.max_train_steps), None
+    state = _read_state(out / "state" / stage)
+    if (
+        state is None
+        and (record := stage_record(out, stage))
+        and all(has_component(out / c) for c in components)
+    ):
+        for name, module in components.items():
+            load_weights(module, out / name)
+        progress = replace(StageProgress(**record), max_train_steps=settings.max_train_steps)
+        resumed_at = progress.steps
+    learned = {f"{n}.{k}": p for n, m in modules.items() for k, p in m.named_parameters() if p.requires_grad}
+    groups = groups or parameter_groups(list(modules.values()), settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
+    average = [p.detach().clone() for p in learned.values()] if settings.ema_decay else []
+    if state is not None:
+        progress, resumed_at = _restore(state, learned, optimizer, average, out / "state" / stage)
+        progress = replace(progress, max_train_steps=settings.max_train_steps)
+    # One process has one accelerator state, so it always offers bf16 and each stage switches it on or off.
+    offered = "bf16" if place.type in ("cpu", "cuda") else "no"
+    accelerator = Accelerator(mixed_precision=offered, cpu=place.type == "cpu")
+    mixed = AutocastKwargs(enabled=precision(settings, place) == "bf16")
+
+    def save(progress: StageProgress) -> None:
+        _write_state(out / "state" / stage, progress, resumed_at, learned, optimizer, average)
+        with _averaged(learned, average):
+            for name, module in components.items():
+                save_component(module, out / name)
+        record_stage(out, stage, asdict(progress))
+
+    def draw(step: int) -> None:
+        path = out / "samples" / f"{stage}-{step:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for module in modules.values():
+            module.eval()
+        with _averaged(learned, average), torch.no_grad():
+            seed_step(seed, stage + "/sample", 0)
+            if sample is not None:
+                sample(path)
+        for module in modules.values():
+            module.train()
+
+    for module in modules.values():
+        module.train()
+    began, spent = time.monotonic(), progress.seconds
+    since, logged = progress.steps, began
+    with _stop_signal() as stopped, _prefetched(batches, progress.steps, settings, place) as fetch:
+        while progress.steps < settings.max_train_steps:
+            step = progress.steps
+            batch = fetch(step)
+            seed_step(seed, stage, step)
+            rate = learning_rate(settings, step, resumed_at)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_scale", 1.0)
+            with accelerator.autocast(mixed):
+                losses = compute_loss(batch, step)
+            accelerator.backward(losses["loss"])
+            norm = nn.utils.clip_grad_norm_(learned.values(), settings.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if average:
+                decay = min(settings.ema_decay, (1 + step) / (10 + step))
+                torch._foreach_lerp_(average, [p.detach() for p in learned.values()], 1 - decay)
+            now = time.monotonic()
+            done = step + 1 >= settings.max_train_steps
+            progress = replace(
+                progress,
+                steps=step + 1,
+                samples=progress.samples + settings.train_batch_size,
+                seconds=round(spent + now - began, 3),
+                done=done,
+            )
+            leave = done or stopped.is_set() or (minutes is not None and now - began >= 60 * minutes)
+            if progress.steps % settings.log_steps == 0 or leave:
+                speed = (progress.steps - since) * settings.train_batch_size / max(1e-9, now - logged)
+                values = {name: float(value.detach()) for name, value in losses.items()}
+                _log(out, stage, progress, {**values, "grad_norm": float(norm), "lr": rate}, speed, settings)
+                since, logged = progress.steps, now
+            if leave or progress.steps % settings.checkpointing_steps == 0:
+                save(progress)
+            if sample is not None and (done or progress.steps % settings.sample_steps == 0):
+                draw(progress.steps)
+            if leave:
+                break
+    if average:
+        for parameter, mean in zip(learned.values(), average, strict=True):
+            parameter.data.copy_(mean)
+    for module in modules.values():
+        module.eval()
+    return progress
+
+
+@contextmanager
+def _averaged(learned: Mapping[str, Tensor], average: Sequence[Tensor]) -> Iterator[None]:
+    """Put the moving average in place of the weights for a while."""
+    if not average:
+        yield
+        return
+    kept = [p.detach().clone() for p in learned.values()]
+    for parameter, mean in zip(learned.values(), average, strict=True):
+        parameter.data.copy_(mean)
+    try:
+        yield
+    finally:
+        for parameter, value in zip(learned.values(), kept, strict=True):
+            parameter.data.copy_(value)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """Turn the first SIGTERM or Ctrl-C into an event; the second one interrupts as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in numbers}
+
+    def stop(number: int, _: object) -> None:
+        print("stopping after this step", file=sys.stderr)
+        event.set()
+        signal.signal(number, previous[signal.Signals(number)])
+
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _prefetched(
+    batches: Callable[[int], Any], first: int, settings: StageConfig, place: torch.device
+) -> Iterator[Callable[[int], Any]]:
+    """On an accelerator, make the next batches in a thread; on the CPU every core is already training."""
+    if place.type == "cpu":
+        yield batches
+        return
+    with ThreadPoolExecutor(1) as pool:
+        steps = iter(range(first, settings.max_train_steps))
+        waiting = [pool.submit(batches, step) for _, step in zip(range(4), steps, strict=False)]
+
+        def fetch(_: int) -> Any:
+            batch = waiting.pop(0).result()
+            if (step := next(steps, None)) is not None:
+                waiting.append(pool.submit(batches, step))
+            return batch
+
+        try:
+            yield fetch
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _write_state(
+    folder: Path,
+    progress: StageProgress,
+    resumed_at: int | None,
+    learned: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    average: Sequence[Tensor],
+) -> None:
+    tensors = {f"model.{name}": p.detach() for name, p in learned.items()}
+    tensors |= {f"average.{name}": mean for name, mean in zip(learned, average, strict=False)}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+    def write(new: Path) -> None:
+        save_file(tensors, new / "state.safetensors")
+        text = json.dumps({**asdict(progress), "resumed_at": resumed_at})
+        (new / "state.json").write_text(text, encoding="utf-8")
+
+    replace_folder(folder, write)
+
+
+def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    settle_folder(folder)
+    if not (folder / "state.json").is_file():
+        return None
+    return json.loads((folder / "state.json").read_text(encoding="utf-8")), load_file(
+        folder / "state.safetensors"
+    )
+
+
+def _restore(
+    state: tuple[dict[str, Any], dict[str, Tensor]],
+    learned: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    average: Sequence[Tensor],
+    folder: Path,
+) -> tuple[StageProgress, int | None]:
+    record, tensors = state
+    stored = {
+        name.removeprefix("model."): t.shape for name, t in tensors.items() if name.startswith("model.")
+    }
+    if stored != {name: p.shape for name, p in learned.items()}:
+        raise BundleError(
+            f"the training state in `{folder}` belongs to a model of another shape",
+            hint=f"remove it to start again: rm -r {folder}",
+        )
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, moment = name.split(".")
+            moments.setdefault(int(index), {})[moment] = tensor
+    with torch.no_grad():
+        for name, parameter in learned.items():
+            parameter.copy_(tensors[f"model.{name}"])
+        for name, mean in zip(learned, average, strict=False):
+            mean.copy_(tensors.get(f"average.{name}", learned[name]))
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    resumed_at = record.pop("resumed_at")
+    return StageProgress(**record), resumed_at
+
+
+def _log(
+    out: Path,
+    stage: str,
+    progress: StageProgress,
+    values: Mapping[str, float],
+    speed: float,
+    settings: StageConfig,
+) -> None:
+    line = {"stage": stage, "step": progress.steps, **values, "samples_per_second": round(speed, 3)}
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**line, "seconds": progress.seconds}) + "\n")
+    left = (settings.max_train_steps - progress.steps) * settings.train_batch_size / max(1e-9, speed)
+    text = (
+        f"{stage} {progress.steps}/{settings.max_train_steps}  loss {values['loss']:.4f}  "
+        f"{speed:.1f} samples/s  {int(left) // 60}:{int(left) % 60:02d} left"
+    )
+    on_terminal = sys.stderr.isatty()
+    ending = "" if on_terminal and not progress.done else "\n"
+    print(f"\r{text}\x1b[K" if on_terminal else text, end=ending, file=sys.stderr, flush=True)
