@@ -7,6 +7,7 @@ Whatever is wrong with a file is told at once, each fault with its line.
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,10 @@ def read_story(source: str | Path) -> Story:
 
 
 def parse(text: str, name: str, suffix: str = "") -> Story:
-    """Turn a file's text into a `Story`; `name` is how messages call it. Raises `StoryError` with every fault.
+    """Turn a file's text into a `Story`; `name` is how messages call it.
 
-    Without a suffix the text is JSON when it begins as JSON does, else plain text.
+    Without a suffix the text is JSON when it begins as JSON does, else plain text. Raises `StoryError`, once,
+    with every fault and its place.
     """
     if suffix == "":
         suffix = ".json" if text.lstrip().startswith(("{", "[")) else ".txt"
@@ -122,8 +124,8 @@ def _ends_sentence(sentence: str, rest: str) -> bool:
     last = sentence.split()[-1].lower().strip("\"'“”‘’«»()[]").removesuffix(".")
     if sentence.endswith(".") and (last in NEVER_LAST or (len(last) == 1 and last.isalpha() and last != "i")):
         return False
-    if sentence.endswith(" No.") or sentence == "No.":
-        return not opener.isdigit()
+    if re.fullmatch(r"\d+\.", sentence) or (re.search(r"\bNo\.$", sentence) and opener.isdigit()):
+        return False
     return not (sentence[-1] in "\"'”’»" and SPEECH.match(rest))
 
 
@@ -142,29 +144,32 @@ def _quoted(text: str) -> list[bool]:
 
 
 def _read_plain(text: str) -> _Draft:
-    draft_title, captions, faults = "", [], []
+    title = ""
+    captions: list[tuple[str, str]] = []
+    faults: list[str] = []
     for block in _blocks(text):
-        for number, line in block:
-            if len(line) > MAX_LINE_CHARACTERS:
-                faults.append(
-                    f"line {number}: {len(line):,} characters, at most {MAX_LINE_CHARACTERS:,} are read"
-                )
-        lines = list(block)
+        lines = [(number, line) for number, line in block if len(line) <= MAX_LINE_CHARACTERS]
+        faults += [
+            f"line {number}: {len(line):,} characters, at most {MAX_LINE_CHARACTERS:,} fit"
+            for number, line in block
+            if len(line) > MAX_LINE_CHARACTERS
+        ]
+        if not lines:
+            continue
         if match := re.match(r"title\s*:", lines[0][1], re.IGNORECASE):
-            if captions or draft_title:
+            if captions or title:
                 faults.append(f"line {lines[0][0]}: a title stands once, before the first sentence")
-            draft_title = lines[0][1][match.end() :].strip()
+            title = lines[0][1][match.end() :].strip()
             lines = lines[1:]
         if _is_wrapped([line for _, line in lines]):
             lines = [(lines[0][0], " ".join(line for _, line in lines))]
-        captions += [
-            (f"line {number}", sentence) for number, line in lines for sentence in split_sentences(line)
-        ]
-    return _Draft(draft_title, captions, faults)
+        for number, line in lines:
+            captions += [(f"line {number}", sentence) for sentence in split_sentences(line)]
+    return _Draft(title, captions, faults)
 
 
 def _blocks(text: str) -> Iterator[list[tuple[int, str]]]:
-    """Runs of lines between blank lines, each line with its number; comments are left out, titles begin a run."""
+    """Runs of numbered lines between blank lines; comments are left out, a title begins a run."""
     block: list[tuple[int, str]] = []
     for number, raw in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         line = raw.strip()
@@ -190,8 +195,8 @@ def _read_json(text: str) -> _Draft:
         value = json.loads(text)
     except json.JSONDecodeError as fault:
         return _Draft("", [], [f"line {fault.lineno}, column {fault.colno}: {fault.msg.lower()}"])
-    except RecursionError:
-        return _Draft("", [], ["the JSON is nested too deeply"])
+    except (ValueError, RecursionError) as fault:  # a number of 5,000 digits, a thousand brackets
+        return _Draft("", [], [str(fault)])
     if isinstance(value, dict) and "story" in value:  # the receipt of a drawn story can be drawn again
         value = value["story"]
     if isinstance(value, list):
@@ -211,13 +216,13 @@ def _read_json(text: str) -> _Draft:
 
 def _read_jsonl(text: str) -> _Draft:
     title, captions, faults = "", [], []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as fault:
-            reason = fault.msg.lower() if isinstance(fault, json.JSONDecodeError) else "nested too deeply"
+        except (ValueError, RecursionError) as fault:
+            reason = fault.msg.lower() if isinstance(fault, json.JSONDecodeError) else str(fault)
             faults.append(f"line {number}: {reason}")
             continue
         if isinstance(value, dict) and value.keys() == {"title"} and isinstance(value["title"], str):
@@ -250,10 +255,8 @@ def _check(place: str, caption: str) -> list[str]:
     if not caption:
         return [f"{place}: the caption is empty"]
     if len(caption) > MAX_CAPTION_CHARACTERS:
-        return [
-            f"{place}: a caption of {len(caption):,} characters, at most {MAX_CAPTION_CHARACTERS:,} are read"
-        ]
-    if not all(mark.isprintable() for mark in caption):
+        return [f"{place}: a caption of {len(caption):,} characters, at most {MAX_CAPTION_CHARACTERS:,} fit"]
+    if any(unicodedata.category(mark) in ("Cc", "Cs") for mark in caption):
         return [f"{place}: holds characters that are not text"]
     return []
 
