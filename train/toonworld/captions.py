@@ -1,0 +1,460 @@
+"""What can be said about a scene in plain English: templates over three kinds of slots (who, where, what).
+
+Knows words; neither how a scene is drawn nor what a reader can do without (references.py decides that): a
+sentence is composed once and said twice, every name and place spelled out (`original`) or with references.
+A frame shows what its sentence tells: a prop that is not named is not there, a bare "is" means standing.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from storyv_lite.train.toonworld.cast import CAST, member
+from storyv_lite.train.toonworld.scene import ACTIONS, PROPS, Actor, Scene
+
+MAX_WORDS = 28
+
+
+@dataclass(frozen=True)
+class Who:
+    """A mention of one or more characters; `full` says "Milo the fox"."""
+
+    names: tuple[str, ...]
+    case: str = "subject"  # or "object": him, her, them
+    full: bool = False
+
+
+@dataclass(frozen=True)
+class Where:
+    """A place phrase. `role`: "end" and "front" may be left out, "bare" may become "there", "to" is a move."""
+
+    place: str
+    words: str
+    role: str = "end"
+
+
+@dataclass(frozen=True)
+class What:
+    """A prop that someone has."""
+
+    prop: str
+
+
+Part = str | Who | Where | What
+Sentence = tuple[Part, ...]
+
+IN = {
+    "meadow": ("in the meadow", "in the green meadow", "out in the meadow"),
+    "beach": ("at the beach", "on the beach", "by the sea"),
+    "forest": ("in the forest", "in the woods", "among the trees"),
+    "snow": ("in the snow", "out in the snow", "in the snowy field"),
+    "kitchen": ("in the kitchen", "in the sunny kitchen"),
+    "bedroom": ("in the bedroom", "in the little bedroom"),
+    "town": ("in town", "in the town", "in the street"),
+    "hill": ("on the moonlit hill", "on the hill at night", "on the hill in the moonlight"),
+}
+TO = {
+    "meadow": ("to the meadow", "into the meadow"),
+    "beach": ("to the beach", "down to the sea"),
+    "forest": ("to the forest", "into the woods"),
+    "snow": ("out into the snow", "to the snowy field"),
+    "kitchen": ("to the kitchen", "into the kitchen"),
+    "bedroom": ("to the bedroom", "into the bedroom"),
+    "town": ("to town", "into town"),
+    "hill": ("to the moonlit hill", "up the moonlit hill"),
+}
+AT = {
+    "left": ("on the left", "on the left side"),
+    "middle": ("in the middle",),
+    "right": ("on the right", "on the right side"),
+}
+THING = {prop: ("an " if prop[0] in "aeiou" else "a ") + prop for prop in PROPS}
+
+# The first of each is the plainest and is taken where a sentence must stay short.
+DOING = {
+    "standing": ("standing", "standing still"),
+    "waving": ("waving", "waving hello"),
+    "jumping": ("jumping", "jumping up and down"),
+    "sitting": ("sitting", "sitting down"),
+    "running": ("running", "running fast"),
+    "sleeping": ("sleeping", "taking a nap", "asleep", "fast asleep"),
+}
+DOES = {
+    "standing": ("stands", "stands still"),
+    "waving": ("waves", "waves hello"),
+    "jumping": ("jumps", "jumps up and down", "jumps high"),
+    "sitting": ("sits", "sits down"),
+    "running": ("runs", "runs fast"),
+    "sleeping": ("sleeps", "takes a nap"),
+}
+GOES = {"standing": ("goes", "walks", "comes", "is going"), "running": ("runs", "is running", "races")}
+HOLDS = ("holds", "has", "is holding", "is carrying")
+
+OPENERS = {  # and how likely the progressive form is after each
+    "then": 0.2,
+    "next ,": 0.2,
+    "after that ,": 0.3,
+    "soon": 0.3,
+    "later ,": 0.7,
+    "now": 0.8,
+    "meanwhile ,": 0.9,
+}
+
+SINGLE = (
+    "{a} {does} {carry_on} {where}",
+    "{a} {does} {carry_on} {where}",
+    "{a} {does} {where} {late}",
+    "{front} {a} {does} {late}",
+    "{a} is {bare} , {doing} {carry}",
+)
+SINGLE_IDLE = ("{a} {does} {where}", "{a} is {bare}", "{a} is {bare}")
+SINGLE_HOLDING = ("{a} {holds} {where}", "{front} {a} {holds}", "{a} is {bare} {late}")
+SINGLE_AT = (
+    "{front} {a} {does} {carry} {at}",
+    "{at} , {a} {does} {carry} {where}",
+    "{a} is {at} , {doing} {carry} {where}",
+)
+SINGLE_BYE = ("{a} waves goodbye {where}", "{a} is waving goodbye {where}")
+SAME = (
+    "{ab} {do} {where}",
+    "{ab} {do} {where}",
+    "{front} {ab} {do}",
+    "{ab} are {bare} , {doing}",
+)
+SAME_EACH = ("{ab} {do} {where} , each with {what}", "{front} {ab} {do} , each with {what}")
+SAME_ONE = ("{ab} {do} {where} , and {b} has {what}", "{front} {ab} {do} , and {b} has {what}")
+SAME_AT = ("{ab} {do} {where} , with {a} {at_a}", "{front} {ab} {do} , with {a} {at_a}")
+APART = (
+    "{a} {says_a} and {b} {says_b} {where}",
+    "{a} {says_a} while {b} {says_b} {where}",
+    "{a} {says_a} , and {b} {says_b} {where}",
+    "{front} {a} {says_a} and {b} {says_b}",
+    "{front} {a} {says_a} while {b} {says_b}",
+)
+APART_AT = (
+    "{front} {a} {says_a} {at_a} and {b} {says_b} {at_b}",
+    "{at_a} , {a} {says_a} , and {at_b} , {b} {says_b} {where}",
+    "{front} {a} {says_a} {at_a} while {b} {says_b}",
+)
+BESIDE = ("{b} {says_b} next to {a_object} {where}", "{front} {b} {says_b} beside {a_object}")
+BESIDE_AT = ("{b} {says_b} to the {side} of {a_object} {where}",)
+MEET = (
+    "{b} joins {a_object} {where}",
+    "{b} meets {a_object} {where}",
+    "{b} talks to {a_object} {where}",
+    "{b} is talking to {a_object} {where}",
+    "{b} looks at {a_object} {where}",
+)
+JOIN = MEET[:2]
+GREET = ("{b} waves to {a_object} {where}", "{b} is waving to {a_object} {where}")
+GIVE = (
+    "{a} gives {what} to {b_object} {where}",
+    "{a} hands {what} to {b_object} {where}",
+    "{b} gets {what} from {a_object} {where}",
+    "{b} takes {what} from {a_object} {where}",
+)
+THREE = (
+    "{a} {says_a} , {b} {says_b} and {c} {says_c} {where}",
+    "{front} {a} {says_a} , {b} {says_b} and {c} {says_c}",
+)
+
+
+def original(scene: Scene, rng: random.Random) -> str:
+    """One caption of `scene` as a person would type it: every name and place spelled out, at most ~30 words."""
+    return say(compose(scene, rng))
+
+
+def say(
+    sentence: Sentence,
+    who: Callable[[Who], str] | None = None,
+    where: Callable[[Where], str] | None = None,
+    what: Callable[[What], str] | None = None,
+) -> str:
+    """The text of a sentence; the three functions word its slots and default to spelling everything out."""
+    words: list[str] = []
+    for part in sentence:
+        match part:
+            case Who():
+                words.append((who or spell_who)(part))
+            case Where():
+                words.append((where or spell_where)(part))
+            case What():
+                words.append((what or spell_what)(part))
+            case _:
+                words.append(part)
+    text = re.sub(r"\s*,(\s*,)*", ",", " ".join(word for word in words if word)).strip(" ,")
+    return text[0].upper() + text[1:] + "."
+
+
+def spell_who(who: Who) -> str:
+    names = [name.capitalize() + (f" the {member(name).kind}" if who.full else "") for name in who.names]
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def spell_where(where: Where) -> str:
+    return where.words + (" ," if where.role == "front" else "")
+
+
+def spell_what(what: What) -> str:
+    return THING[what.prop]
+
+
+def mentions(sentence: Sentence) -> tuple[Who, ...]:
+    return tuple(part for part in sentence if isinstance(part, Who))
+
+
+def compose(
+    scene: Scene,
+    rng: random.Random,
+    *,
+    event: str | None = None,
+    opener: str | None = None,
+    still: frozenset[str] = frozenset(),
+) -> Sentence:
+    """Choose a wording for `scene` (one to three actors).
+
+    `event` asks for a sentence that fits the scene: "go", "join", "greet", "give", "goodbye"; in a story
+    "" rules these out, None leaves them to chance. `still` names actors who go on doing what they did.
+    """
+    if opener is None:
+        opener = rng.choice(tuple(OPENERS)[:-1]) if rng.random() < 0.1 else ""
+    progressive = rng.random() < OPENERS.get(opener, 0.65)
+    for attempt in range(8):
+        brief = attempt > 2 or len(scene.actors) > 2 or rng.random() < 0.4
+        words = _Words(rng, progressive or attempt > 2, brief, still)
+        body = _body(scene, words, event, front=not opener)
+        sentence = (opener, *body) if opener else body
+        if len(say(sentence).split()) <= MAX_WORDS:
+            break
+    return sentence
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The choices that hold for a whole sentence: tense and how long-winded it is."""
+
+    rng: random.Random
+    progressive: bool
+    brief: bool
+    still: frozenset[str]
+
+    def pick(self, options: tuple[str, ...]) -> str:
+        return options[0] if self.brief else self.rng.choice(options)
+
+    def does(self, actor: Actor, plural: bool = False) -> str:
+        if actor.name in self.still:
+            return ("are" if plural else "is") + " still " + self.pick(DOING[actor.action])
+        if self.progressive:
+            return ("are " if plural else "is ") + self.pick(DOING[actor.action])
+        return _plural(self.pick(DOES[actor.action])) if plural else self.pick(DOES[actor.action])
+
+    def carry(self, actor: Actor, after: str = "") -> Sentence:
+        """`after`: the verb before it, which "and holding" must continue ("" where nothing may follow on)."""
+        if actor.prop is None:
+            return ()
+        options = ["with"]
+        if actor.action != "sleeping":
+            if actor.prop == "umbrella":
+                options.append("under")
+            if after:
+                verb = (
+                    "reading"
+                    if actor.prop == "book" and actor.action in ("sitting", "standing")
+                    else "holding"
+                )
+                if actor.name in self.still or self.progressive:
+                    options.append(f"and {verb}")
+                else:
+                    options.append("and reads" if verb == "reading" else "and holds")
+        return self.rng.choice(options), What(actor.prop)
+
+    def late(self, actor: Actor) -> Sentence:
+        """What is carried, said after the place or after a pause."""
+        if actor.prop is None:
+            return ()
+        if actor.action == "sleeping" or self.rng.random() < 0.4:
+            return "with", What(actor.prop)
+        return ",", "holding", What(actor.prop)
+
+    def says(self, actor: Actor) -> Sentence:
+        """The whole predicate of one actor, prop included."""
+        if actor.prop and actor.action == "standing" and self.rng.random() < 0.6:
+            return self.holds(actor)
+        does = self.does(actor)
+        return does, *self.carry(actor, does)
+
+    def holds(self, actor: Actor) -> Sentence:
+        assert actor.prop is not None
+        options = HOLDS[2:] if self.progressive else HOLDS[:2]
+        if actor.prop == "book":
+            options = ("is reading",) if self.progressive else ("reads", "has")
+        return self.rng.choice(options), What(actor.prop)
+
+
+def _plural(verb: str) -> str:
+    """Of a third-person verb phrase: "takes a nap" -> "take a nap", "is" -> "are"."""
+    head, _, rest = verb.partition(" ")
+    stem = {"is": "are", "has": "have", "goes": "go"}.get(head, head[:-1])
+    return stem + (" " + rest if rest else "")
+
+
+def _body(scene: Scene, words: _Words, event: str | None, front: bool) -> Sentence:
+    """The sentence without its opener; `front` allows the place or the position to come first."""
+    rng, actors = words.rng, list(scene.actors)
+    if len(actors) == 2 and rng.random() < 0.5:
+        actors.reverse()
+    names = tuple(actor.name for actor in actors)
+    phrase = rng.choice(IN[scene.place])
+    full = rng.random() < 0.08
+    parts: dict[str, Sentence] = {
+        "where": (Where(scene.place, phrase),),
+        "front": (Where(scene.place, phrase, "front"),),
+        "bare": (Where(scene.place, phrase, "bare"),),
+        "ab": (Who(names, full=full and len(names) == 1),),
+    }
+    for letter, actor in zip("abc", actors, strict=False):
+        parts[letter] = (Who((actor.name,), full=full),)
+        parts[f"{letter}_object"] = (Who((actor.name,), "object"),)
+        parts[f"at_{letter}"] = (words.pick(AT[actor.position]),)
+        parts[f"says_{letter}"] = words.says(actor)
+    if event is None and rng.random() < 0.1:
+        event = _chance_event(actors)
+    if event == "go":
+        verb = rng.choice(GOES[actors[0].action])
+        verb = _plural(verb) if len(actors) > 1 else verb
+        return parts["ab"] + (verb, Where(scene.place, rng.choice(TO[scene.place]), "to"))
+    if len(actors) == 1:
+        options = _single(actors[0], words, parts, event)
+    elif len(actors) == 2:
+        options = _pair(actors, words, parts, event)
+    else:
+        options = THREE
+    if not front:
+        options = tuple(t for t in options if not t.startswith(("{front}", "{at"))) or (options[0],)
+    return _fill(rng.choice(options), parts)
+
+
+def _chance_event(actors: list[Actor]) -> str | None:
+    moods = {(actor.action, actor.prop) for actor in actors}
+    return "go" if len(moods) == 1 and moods <= {("standing", None), ("running", None)} else None
+
+
+def _single(actor: Actor, words: _Words, parts: dict[str, Sentence], event: str | None) -> tuple[str, ...]:
+    if event == "goodbye":
+        return SINGLE_BYE
+    does = words.does(actor)
+    still = ("still",) if actor.name in words.still else ()
+    parts["does"], parts["doing"] = (does,), still + (words.pick(DOING[actor.action]),)
+    parts["at"], parts["late"] = parts["at_a"], words.late(actor)
+    if words.rng.random() < (0.3 if actor.position != "middle" else 0.1):
+        parts["carry"] = words.carry(actor)
+        return SINGLE_AT
+    if actor.action == "standing" and not still:
+        if actor.prop is None:
+            return SINGLE_IDLE
+        if words.rng.random() < 0.6:
+            parts["holds"] = words.holds(actor)
+            return SINGLE_HOLDING
+    parts["carry"] = words.carry(actor)
+    parts["carry_on"] = words.carry(actor, does)
+    return SINGLE
+
+
+def _pair(
+    actors: list[Actor], words: _Words, parts: dict[str, Sentence], event: str | None
+) -> tuple[str, ...]:
+    rng, (first, second) = words.rng, actors
+    idle = [not a.prop and a.action == "standing" for a in actors]
+    if (
+        idle[1] and not idle[0]
+    ):  # the idle one is what the other stands beside, waves to or is given something by
+        for left, right in (("a", "b"), ("a_object", "b_object"), ("at_a", "at_b"), ("says_a", "says_b")):
+            parts[left], parts[right] = parts[right], parts[left]
+        first, second, idle = second, first, [True, False]
+    gives = idle[0] and second.action == "standing" and second.prop
+    if gives:
+        parts["what"] = (What(second.prop or ""),)
+    chance = rng.random() if event is None else 1.0
+    if event == "give" or (gives and chance < 0.2):
+        return GIVE
+    if event == "greet" or (idle[0] and (second.action, second.prop) == ("waving", None) and chance < 0.25):
+        return GREET
+    if event == "join":
+        return JOIN
+    if all(idle) and chance < 0.25:
+        return MEET
+    stated = rng.random() < 0.35
+    # Who runs next to someone runs with them: no such wording where the other one stands.
+    if idle[0] and not idle[1] and second.action != "running" and rng.random() < 0.3:
+        parts["says_b"] = words.does(second), *words.carry(second)
+        parts["side"] = ("left" if second.position == "left" else "right",)
+        return BESIDE_AT if stated else BESIDE
+    kept = {first.name, second.name} & words.still
+    if first.action == second.action and len(kept) != 1 and rng.random() < 0.8:
+        together = (words.does(first, plural=True),)
+        parts["do"], parts["doing"] = together, (words.pick(DOING[first.action]),)
+        if not kept and rng.random() < 0.35:
+            parts["do"] = parts["doing"] = _jointly(together[0], first.action, rng)
+        if first.prop == second.prop and first.prop:
+            parts["what"] = (What(first.prop),)
+            return SAME_EACH
+        if not first.prop and not second.prop:
+            if stated:
+                return SAME_AT
+            return SAME if not kept and parts["do"] == together else SAME[:3]
+        if not first.prop or not second.prop:
+            if second.prop is None:
+                parts["b"] = parts["a"]
+            parts["what"] = (What(first.prop or second.prop or ""),)
+            return SAME_ONE
+    return APART_AT if stated else APART
+
+
+def _jointly(verb: str, action: str, rng: random.Random) -> Sentence:
+    """ "are jumping" -> "are both jumping" or "are jumping together"."""
+    if rng.random() < 0.5 or action == "sleeping":
+        head, _, rest = verb.partition(" ")
+        return (f"are both {rest}" if head == "are" else f"both {verb}",)
+    return (f"{verb} together",)
+
+
+def _fill(template: str, parts: Mapping[str, Sentence]) -> Sentence:
+    filled: list[Part] = []
+    for token in template.split():
+        filled.extend(parts[token[1:-1]] if token.startswith("{") else (token,))
+    return tuple(filled)
+
+
+def words() -> Iterator[str]:
+    """Every lower-case word that a caption can hold, cast names excepted (with repetitions)."""
+    tables: list[object] = [
+        [who.kind for who in CAST],
+        IN,
+        TO,
+        AT,
+        THING,
+        DOING,
+        DOES,
+        GOES,
+        HOLDS,
+        tuple(OPENERS),
+        ACTIONS,
+    ]
+    tables += [SINGLE, SINGLE_IDLE, SINGLE_HOLDING, SINGLE_AT, SINGLE_BYE, SAME, SAME_EACH, SAME_ONE, SAME_AT]
+    tables += [APART, APART_AT, BESIDE, BESIDE_AT, MEET, GREET, GIVE, THREE]
+    tables += ["and the is are has still both together under with holding reading reads holds"]
+    for phrase in _strings(tables):
+        yield from re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", phrase))
+    for verb in (v for table in (DOES, GOES) for options in table.values() for v in options):
+        yield from _plural(verb).split()
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _strings(item)
