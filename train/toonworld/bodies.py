@@ -1,0 +1,155 @@
+"""What hangs below the heads: tails, capes, shells and clothes, upright, feet at (0, 0). Knows kinds and colours."""
+
+from collections.abc import Callable
+
+from storyv_lite.train.toonworld.brush import WHITE, Brush, around
+from storyv_lite.train.toonworld.cast import CastMember
+
+SIDES = (-1, 1)
+Draw = Callable[[Brush, CastMember], None]
+
+
+def _fox_tail(brush: Brush, who: CastMember) -> None:
+    tail = [(-8, -16), (-48, -4), (-60, -34), (-64, -62), (-42, -70), (-48, -50), (-36, -38), (-26, -28), (-8, -34)]
+    brush.blob(tail, who.skin)
+    brush.blob([(-60, -44), (-62, -64), (-42, -71), (-46, -60), (-46, -50), (-54, -52), (-60, -44)], who.pale)
+
+
+def _dinosaur_tail(brush: Brush, who: CastMember) -> None:
+    for x, y in ((-32, -30), (-47, -18)):
+        brush.polygon([(x - 8, y + 6), (x - 6, y - 10), (x + 8, y + 2)], who.cloth, 2)
+    brush.blob([(0, -46), (-30, -34), (-66, -14), (-40, 6), (-4, -6)], who.skin)
+
+
+def _cat_cape(brush: Brush, who: CastMember) -> None:
+    brush.curve([(-10, -18), (-46, -8), (-48, -36), (-50, -54), (-40, -62)], who.pale, 11)
+    brush.polygon([(-16, -66), (16, -66), (34, -16), (-34, -16)], who.cloth, 5)
+
+
+def _turtle_shell(brush: Brush, who: CastMember) -> None:
+    brush.oval(0, -40, 38, 34, who.cloth)
+    brush.oval(0, -40, 31, 27, "#b07c50")
+
+
+def _hedgehog_spikes(brush: Brush, who: CastMember) -> None:
+    brush.polygon([p for k in range(9) for p in (around(0, -40, 40, 18)[2 * k], around(0, -40, 30, 18)[2 * k + 1])],
+                  who.pale, 3)  # fmt: skip
+
+
+def _bunny_tail(brush: Brush, who: CastMember) -> None:
+    brush.disc(-26, -22, 11, who.skin)
+
+
+def _jumper(brush: Brush, who: CastMember) -> None:
+    brush.box(-23, -70, 23, -17, who.cloth, 17)
+    brush.box(-23.5, -43, 23.5, -33, who.accent)
+
+
+def _dress(brush: Brush, who: CastMember) -> None:
+    brush.polygon([(-11, -68), (11, -68), (29, -20), (-29, -20)], who.cloth, 5)
+
+
+def _bunny_dress(brush: Brush, who: CastMember) -> None:
+    _dress(brush, who)
+    brush.line(-29, -19, 29, -19, who.accent, 7)
+    brush.box(-19, -50, 19, -42, "#ffd0e2", 3)
+
+
+def _dotted_dress(brush: Brush, who: CastMember) -> None:
+    _dress(brush, who)
+    for x, y in ((-20, -24), (0, -28), (20, -24), (-9, -44), (10, -46)):
+        brush.disc(x, y, 4.2, who.accent)
+
+
+def _koala_dress(brush: Brush, who: CastMember) -> None:
+    _dress(brush, who)
+    for side in SIDES:
+        brush.disc(side * 5, -42, 6.5, who.accent)
+    brush.polygon([(-10, -39), (10, -39), (0, -28)], who.accent, 1)
+
+
+def _vest(brush: Brush, who: CastMember) -> None:
+    brush.oval(0, -42, 33, 31, who.skin)
+    for side in SIDES:
+        brush.blob([(side * 10, -70), (side * 30, -66), (side * 34, -42), (side * 30, -16), (side * 11, -14),
+                    (side * 16, -40), (side * 10, -70)], who.cloth)  # fmt: skip
+    brush.oval(0, -38, 17, 20, who.pale)
+
+
+def _raincoat(brush: Brush, who: CastMember) -> None:
+    brush.blob([(-15, -70), (-36, -44), (-31, -17), (0, -9), (31, -17), (36, -44), (15, -70)], who.cloth)
+    brush.line(0, -60, 0, -16, who.accent, 3)
+    for y in (-48, -32):
+        brush.disc(8, y, 4, who.accent)
+
+
+def _shorts(brush: Brush, who: CastMember) -> None:
+    brush.oval(0, -42, 28, 31, who.skin)
+    brush.oval(2, -46, 18, 22, who.pale)
+    brush.box(-26, -33, 26, -14, who.cloth, 9)
+
+
+def _tuxedo(brush: Brush, who: CastMember) -> None:
+    brush.oval(0, -40, 31, 36, who.skin)
+    brush.oval(0, -37, 22, 29, who.pale)
+
+
+def _cat_body(brush: Brush, who: CastMember) -> None:
+    brush.box(-20, -70, 20, -16, who.skin, 18)
+    brush.polygon([(-20, -68), (20, -68), (14, -58), (-14, -58)], who.cloth, 4)
+    brush.disc(0, -57, 7, who.accent)
+
+
+def _dungarees(brush: Brush, who: CastMember) -> None:
+    brush.box(-24, -70, 24, -16, who.skin, 20)
+    brush.box(-25, -42, 25, -14, who.cloth, 10)
+    brush.box(-15, -56, 15, -30, who.cloth, 4)
+    for side in SIDES:
+        brush.line(side * 12, -56, side * 16, -68, who.cloth, 6)
+        brush.disc(side * 10, -50, 4, who.accent)
+
+
+def _owl_body(brush: Brush, who: CastMember) -> None:
+    brush.oval(0, -40, 32, 35, who.skin)
+    brush.oval(0, -34, 21, 26, who.pale)
+    for x, y in ((-8, -38), (8, -38), (0, -26)):
+        brush.arc(x, y, 6, 6, 20, 140, "#d49a86", 3.5)
+    brush.box(-24, -72, 24, -58, who.cloth, 7)
+    brush.box(8, -66, 22, -36, who.cloth, 5)
+
+
+def _turtle_body(brush: Brush, who: CastMember) -> None:
+    brush.oval(0, -40, 25, 30, who.skin)
+    brush.oval(0, -38, 19, 25, who.pale)
+    for y in (-46, -32):
+        brush.line(-14, y, 14, y, "#d9bf6a", 3.5)
+
+
+def _nothing(brush: Brush, who: CastMember) -> None:
+    pass
+
+
+_DRAW: dict[str, tuple[Draw, Draw]] = {
+    "fox": (_fox_tail, _jumper),
+    "bunny": (_bunny_tail, _bunny_dress),
+    "bear": (_nothing, _vest),
+    "frog": (_nothing, _raincoat),
+    "dinosaur": (_dinosaur_tail, _shorts),
+    "girl": (_nothing, _dotted_dress),
+    "penguin": (_nothing, _tuxedo),
+    "cat": (_cat_cape, _cat_body),
+    "hedgehog": (_hedgehog_spikes, _dungarees),
+    "owl": (_nothing, _owl_body),
+    "turtle": (_turtle_shell, _turtle_body),
+    "koala": (_nothing, _koala_dress),
+}
+
+
+def draw_back(brush: Brush, who: CastMember) -> None:
+    """Draw what is behind a body: a tail, a cape, a shell."""
+    _DRAW[who.kind][0](brush, who)
+
+
+def draw_body(brush: Brush, who: CastMember) -> None:
+    """Draw a body and what it wears, from the shoulders to the hips."""
+    _DRAW[who.kind][1](brush, who)
