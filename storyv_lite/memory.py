@@ -1,0 +1,86 @@
+"""Byte sizes as people write them, and what a process has used: resident memory and device memory.
+
+Knows the operating system's counters, no framework. Peak resident memory is `VmHWM`, read by the measured
+process itself: a child's `ru_maxrss` starts at its parent's size and so measures the parent.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from storyv_lite.errors import ConfigError
+
+_UNITS = {
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?b|b)", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as `4GB` (10^9), `4GiB` (2^30) or `512MiB`. Raises `ConfigError`."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(
+            f"`{text}` is not a size; a number with a unit is needed",
+            hint="write it like `4GiB`, `4GB` or `512MiB`",
+        )
+    return round(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def format_bytes(count: int) -> str:
+    """A size for people: GiB from 1 GiB on, MiB from 1 MiB on, KiB below."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 2**10:.1f} KiB" if count >= 2**10 else f"{count} B"
+
+
+@dataclass(frozen=True)
+class ResidentMemory:
+    """What this process holds in memory, in bytes; a counter the system does not offer is None."""
+
+    peak: int | None  # the most it ever held
+    anonymous: int | None  # its own pages now: weights, buffers, heap
+    file: int | None  # pages of files it maps now; the system can drop these
+
+
+def resident_memory(status: Path = Path("/proc/self/status")) -> ResidentMemory:
+    """Read the counters of this process: `VmHWM`, `RssAnon` and `RssFile` on Linux, the peak alone on macOS."""
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return ResidentMemory(*(_kilobytes(fields.get(name)) for name in ("VmHWM", "RssAnon", "RssFile")))
+    if sys.platform == "darwin":
+        import resource
+
+        return ResidentMemory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, None, None)
+    return ResidentMemory(None, None, None)
+
+
+def _kilobytes(field: str | None) -> int | None:
+    return int(field.split()[0]) * 1024 if field else None
+
+
+def device_memory(pid: int | None = None) -> int | None:
+    """Bytes the CUDA driver counts for one process (this one by default); None where it cannot be asked.
+
+    A container may hide its processes from the driver; then there is no figure, not a wrong one.
+    """
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    rows = [line.split(",") for line in answer.splitlines() if "," in line]
+    used = [mebibytes.strip() for owner, mebibytes in rows if owner.strip() == str(pid or os.getpid())]
+    return sum(int(mebibytes) for mebibytes in used) * 2**20 if used and all(map(str.isdigit, used)) else None
