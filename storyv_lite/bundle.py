@@ -88,7 +88,7 @@ class Context:
 
 @dataclass(frozen=True)
 class MergeStep:
-    """Last evaluation that sees the plain caption only, -1 for none: for captions that refer back or that name."""
+    """Last evaluation that sees the plain caption alone, -1 for none; by whether a caption refers back."""
 
     reference: int
     named: int
@@ -140,7 +140,7 @@ class Bundle:
         return bundle
 
     def file(self, relative: str) -> Path:
-        """The path of one file of the bundle. Raises `BundleError` when it leaves the folder or is not there."""
+        """The path of one file of the bundle. Raises `BundleError` when it is outside, a link or missing."""
         pure = PurePosixPath(relative)
         windows = PureWindowsPath(relative)
         if not relative or pure.is_absolute() or windows.drive or "\\" in relative or ".." in pure.parts:
@@ -199,7 +199,7 @@ _DO_NOT_TRUST = "do not use this bundle; write your own with `storyv-lite export
 
 
 def find_bundle(name_or_path: str | Path | None = None, folder: Path | None = None) -> tuple[Path, str]:
-    """The bundle to draw with, and why that one: the one asked for, else the newest of `./bundles`, else ours.
+    """The bundle to draw with, and why that one: the one asked for, else the newest of `./bundles`, or ours.
 
     A name means `./bundles/NAME`, or the packaged bundle of that name. Only the current folder (or `folder`)
     is searched. Raises `BundleError`.
@@ -333,12 +333,12 @@ def _character(record: Mapping[str, Any]) -> Character:
 
 
 def _record(kind: type[T], record: Mapping[str, Any]) -> T:
-    """Build a dataclass from a JSON object; keys it does not know belong to other readers and are left out."""
+    """Build a dataclass from a JSON object; keys it does not know belong to other readers."""
     known = {f.name: f.type for f in fields(kind) if f.name in record}  # type: ignore[arg-type]
     for name, wanted in known.items():
         accepted = (int, float) if wanted is float else wanted
         if wanted in (int, float, str) and not isinstance(record[name], accepted):  # type: ignore[arg-type]
-            raise ValueError(f"`{name}` is `{record[name]!r}`, a value of type {wanted.__name__} is needed")  # type: ignore[union-attr]
+            raise ValueError(f"`{name}` is `{record[name]!r}`, a value of type {wanted.__name__} is needed")
     return kind(**{name: record[name] for name in known})
 
 

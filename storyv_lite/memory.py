@@ -56,7 +56,7 @@ class ResidentMemory:
 
 
 def resident_memory(status: Path = Path("/proc/self/status")) -> ResidentMemory:
-    """Read the counters of this process: `VmHWM`, `RssAnon` and `RssFile` on Linux, the peak alone on macOS."""
+    """Read this process's counters: `VmHWM`, `RssAnon` and `RssFile` on Linux, the peak alone on macOS."""
     if status.exists():
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
         return ResidentMemory(*(_kilobytes(fields.get(name)) for name in ("VmHWM", "RssAnon", "RssFile")))
