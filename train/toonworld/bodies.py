@@ -10,9 +10,10 @@ Draw = Callable[[Brush, CastMember], None]
 
 
 def _fox_tail(brush: Brush, who: CastMember) -> None:
-    tail = [(-8, -16), (-48, -4), (-60, -34), (-64, -62), (-42, -70), (-48, -50), (-36, -38), (-26, -28), (-8, -34)]
+    tail = [(-4, -10), (-54, 0), (-62, -38), (-66, -62), (-50, -84), (-36, -64), (-36, -48), (-30, -34), (-4, -32)]
     brush.blob(tail, who.skin)
-    brush.blob([(-60, -44), (-62, -64), (-42, -71), (-46, -60), (-46, -50), (-54, -52), (-60, -44)], who.pale)
+    brush.blob([(-63.5, -46), (-66, -66), (-50, -84), (-36, -66), (-36, -48), (-43, -60), (-49, -48), (-55, -60),
+                (-63.5, -46)], who.pale)  # fmt: skip
 
 
 def _dinosaur_tail(brush: Brush, who: CastMember) -> None:
@@ -23,7 +24,7 @@ def _dinosaur_tail(brush: Brush, who: CastMember) -> None:
 
 def _cat_cape(brush: Brush, who: CastMember) -> None:
     brush.curve([(-10, -18), (-46, -8), (-48, -36), (-50, -54), (-40, -62)], who.pale, 11)
-    brush.polygon([(-16, -66), (16, -66), (34, -16), (-34, -16)], who.cloth, 5)
+    brush.polygon([(-18, -66), (18, -66), (42, -14), (-42, -14)], who.cloth, 6)
 
 
 def _turtle_shell(brush: Brush, who: CastMember) -> None:
@@ -70,10 +71,10 @@ def _koala_dress(brush: Brush, who: CastMember) -> None:
 
 def _vest(brush: Brush, who: CastMember) -> None:
     brush.oval(0, -42, 33, 31, who.skin)
+    brush.oval(0, -36, 15, 22, who.pale)
     for side in SIDES:
-        brush.blob([(side * 10, -70), (side * 30, -66), (side * 34, -42), (side * 30, -16), (side * 11, -14),
-                    (side * 16, -40), (side * 10, -70)], who.cloth)  # fmt: skip
-    brush.oval(0, -38, 17, 20, who.pale)
+        brush.blob([(side * 4, -72), (side * 30, -66), (side * 34, -42), (side * 30, -14), (side * 7, -12),
+                    (side * 16, -38), (side * 4, -72)], who.cloth)  # fmt: skip
 
 
 def _raincoat(brush: Brush, who: CastMember) -> None:
@@ -95,9 +96,9 @@ def _tuxedo(brush: Brush, who: CastMember) -> None:
 
 
 def _cat_body(brush: Brush, who: CastMember) -> None:
-    brush.box(-20, -70, 20, -16, who.skin, 18)
-    brush.polygon([(-20, -68), (20, -68), (14, -58), (-14, -58)], who.cloth, 4)
-    brush.disc(0, -57, 7, who.accent)
+    brush.box(-18, -70, 18, -16, who.skin, 16)
+    brush.polygon([(-17, -68), (17, -68), (22, -50), (0, -43), (-22, -50)], who.cloth, 5)
+    brush.disc(0, -52, 7.5, who.accent)
 
 
 def _dungarees(brush: Brush, who: CastMember) -> None:

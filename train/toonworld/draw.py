@@ -23,7 +23,7 @@ UNITS = 256.0
 _GROUND = 228.0
 _CENTRES = {"left": 60.0, "middle": 128.0, "right": 196.0}
 _SCALES = {1: 1.12, 2: 1.0, 3: 0.84}
-_SPACING = {2: 84.0, 3: 80.0}
+_PORTRAIT = 236.0
 # Offsets, in units, whose union with a figure is the white rim round it.
 _RIM = [(dx, dy) for dx in range(-3, 4) for dy in range(-3, 4) if 5 < dx * dx + dy * dy <= 10]
 
@@ -43,6 +43,7 @@ class _Stance:
     actor: Actor
     pose: Pose
     x: float
+    ground: float
     scale: float
     facing: int
 
@@ -68,53 +69,51 @@ def _layers(size: int) -> tuple[_Layer, _Layer]:
     return _Layer(size), _Layer(size)
 
 
-def _spread(centres: list[float], spacing: float) -> list[float]:
-    """Push neighbours apart, from the middle of the row, until each pair is at least `spacing` apart."""
-    order = sorted(range(len(centres)), key=lambda at: centres[at])
-    placed = [centres[at] for at in order]
-    for left in range(len(placed) - 1):
-        lack = spacing - (placed[left + 1] - placed[left])
-        if lack > 0:
-            placed = [x - lack / 2 if at <= left else x + lack / 2 for at, x in enumerate(placed)]
-    shift = max(0.0, 42 - placed[0]) - max(0.0, placed[-1] - (UNITS - 42))
-    result = [0.0] * len(centres)
-    for at, x in zip(order, placed, strict=True):
-        result[at] = x + shift
-    return result
+def _spread(centres: list[float], reaches: list[float]) -> list[float]:
+    """Move a row of figures, least where it starts, so that each keeps its reach of room inside the picture."""
+    fit = min(1.0, UNITS / (2 * sum(reaches)))
+    reaches = [reach * fit for reach in reaches]
+    placed = list(centres)
+    edge = 0.0
+    for at, reach in enumerate(reaches):
+        placed[at] = max(placed[at], edge + reach)
+        edge = placed[at] + reach
+    edge = UNITS
+    for at in reversed(range(len(placed))):
+        placed[at] = min(placed[at], edge - reaches[at])
+        edge = placed[at] - reaches[at]
+    return placed
 
 
 def _stances(scene: Scene) -> list[_Stance]:
     rng = Random(scene.seed * 2 + 1)
-    count = len(scene.actors)
-    scale = _SCALES[count]
+    scale = _SCALES[len(scene.actors)]
+    poses = [pose(actor.action, actor.prop is not None, rng) for actor in scene.actors]
     centres = [_CENTRES[actor.position] + rng.uniform(-8, 8) for actor in scene.actors]
-    if count > 1:
-        centres = _spread(centres, _SPACING[count])
+    reaches = [
+        held.reach * scale * member(actor.name).scale for actor, held in zip(scene.actors, poses, strict=True)
+    ]
     stances = []
-    for actor, x in zip(scene.actors, centres, strict=True):
+    for actor, held, x in zip(scene.actors, poses, _spread(centres, reaches), strict=True):
         facing = rng.choice((-1, 1))
-        if abs(x - UNITS / 2) > 30 and (actor.prop or actor.action in ("running", "sleeping")):
+        if abs(x - UNITS / 2) > 30 and (actor.prop or held.lying):
             facing = 1 if x < UNITS / 2 else -1  # what is held stays inside the picture
-        stances.append(
-            _Stance(actor, pose(actor.action, actor.prop is not None, rng), x, scale, facing)
-        )
+        stances.append(_Stance(actor, held, x, _GROUND, scale * member(actor.name).scale, facing))
     return stances
 
 
 def _enter(brush: Brush, stance: _Stance) -> None:
-    size = stance.scale * member(stance.actor.name).scale
-    brush.push(stance.x, _GROUND, size * stance.facing, size)
+    brush.push(stance.x, stance.ground, stance.scale * stance.facing, stance.scale)
 
 
 def _backdrop(brush: Brush, scene: Scene, stances: list[_Stance]) -> None:
     draw_place(brush, scene.place, Random(scene.seed * 2))
     for stance in stances:
-        who = member(stance.actor.name)
-        width = 64 if stance.pose.lying else 30 if stance.pose.lift > 20 else 40
-        brush.oval(stance.x, _GROUND, width * stance.scale * who.scale, 8, "#1b1b38", 64)
+        width = 62 if stance.pose.lying else 30 if stance.pose.lift > 20 else 40
+        brush.oval(stance.x, stance.ground, width * stance.scale, 8, "#1b1b38", 64)
     for stance in stances:
         _enter(brush, stance)
-        draw_motion(brush, member(stance.actor.name), stance.actor.action, stance.pose)
+        draw_motion(brush, stance.actor.action, stance.pose)
         brush.pop()
 
 
@@ -168,33 +167,39 @@ def _put(image: Image, masks: Image, index: int, layer: _Layer, size: int) -> No
     masks[index][window] = cover
 
 
-def _draw_all(stances: list[_Stance], image: Image, size: int) -> Image:
+def _draw_alone(stance: _Stance, size: int) -> _Layer:
     layer = _layers(size)[1]
-    masks: Image = np.zeros((len(stances), size, size), np.uint8)
-    for index, stance in enumerate(stances):
-        layer.pixels[...] = 0
-        _enter(layer.brush, stance)
-        draw_figure(layer.brush, member(stance.actor.name), stance.pose, stance.actor.prop)
-        layer.brush.pop()
-        _put(image, masks, index, layer, size)
-    return masks
+    layer.pixels[...] = 0
+    _enter(layer.brush, stance)
+    draw_figure(layer.brush, member(stance.actor.name), stance.pose, stance.actor.prop)
+    layer.brush.pop()
+    return layer
 
 
 def render(scene: Scene, size: int = 256) -> Picture:
-    """Draw a scene of one to three actors; later actors stand in front. Raises StoryVError for an unknown name."""
+    """Draw a scene of one to three actors, named from left to right; later ones stand in front.
+
+    Raises StoryVError for a name that is not in the cast.
+    """
     stances = _stances(scene)
     ground = _layers(size)[0]
     _backdrop(ground.brush, scene, stances)
     image: Image = np.ascontiguousarray(ground.rgb())
-    masks = _draw_all(stances, image, size)
+    masks: Image = np.zeros((len(stances), size, size), np.uint8)
+    for index, stance in enumerate(stances):
+        _put(image, masks, index, _draw_alone(stance, size), size)
     return Picture(image, masks, tuple(_bounds(mask, threshold=127) for mask in masks))
 
 
 def portrait(name: str, size: int = 256) -> Image:
-    """A character alone (size, size, 3): standing, in the middle, large, on white."""
-    who = member(name)
-    calm = replace(pose("standing", False, Random(0)), tilt=0.0, look=0.0)
-    stance = _Stance(Actor(name, "standing"), calm, UNITS / 2, 1.3 / who.scale, 1)
+    """A character alone (size, size, 3): standing, in the middle, as large as fits, on white."""
+    calm = replace(pose("standing", False, Random(0)), free_hand=(-37, -34), tilt=0.0, look=0.0)
+    stance = _Stance(Actor(name, "standing"), calm, UNITS / 2, _GROUND, 1.0, 1)
+    x0, y0, x1, y1 = (edge * UNITS / size for edge in _bounds(_draw_alone(stance, size).pixels[..., 3]))
+    zoom = _PORTRAIT / max(x1 - x0, y1 - y0)
+    x = UNITS / 2 + zoom * (stance.x - (x0 + x1) / 2)
+    ground = UNITS / 2 + zoom * (stance.ground - (y0 + y1) / 2)
     image: Image = np.full((size, size, 3), 255, np.uint8)
-    _draw_all([stance], image, size)
+    masks: Image = np.zeros((1, size, size), np.uint8)
+    _put(image, masks, 0, _draw_alone(replace(stance, x=x, ground=ground, scale=zoom), size), size)
     return image

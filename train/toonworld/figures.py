@@ -1,7 +1,7 @@
 """Puts a character together: tail, legs, body, arms, head and what it holds, in a pose. Knows no scene."""
 
 from storyv_lite.train.toonworld.bodies import draw_back, draw_body
-from storyv_lite.train.toonworld.brush import INK, WHITE, Brush
+from storyv_lite.train.toonworld.brush import WHITE, Brush
 from storyv_lite.train.toonworld.cast import CastMember
 from storyv_lite.train.toonworld.heads import draw_head
 from storyv_lite.train.toonworld.poses import HEAD, HIP, SHOULDER, Point, Pose
@@ -9,7 +9,9 @@ from storyv_lite.train.toonworld.props import BEHIND, draw_prop
 
 SIDES = (-1, 1)
 _STOUT = frozenset({"bear", "penguin", "dinosaur", "owl"})
+_BAREFOOT = frozenset({"bunny", "bear", "dinosaur", "turtle", "koala"})
 _HEAD_TOP = -120.0
+_MOTION = "#5f69dd"
 
 
 def _legs(brush: Brush, who: CastMember, pose: Pose) -> None:
@@ -21,7 +23,10 @@ def _legs(brush: Brush, who: CastMember, pose: Pose) -> None:
     for side, (x, y) in zip(SIDES, pose.feet, strict=True):
         if pose.soles:
             brush.oval(x, y, 12, 14, who.shoe)
-            brush.oval(x, y + 1, 6.5, 8, WHITE, 90)
+            if who.kind in _BAREFOOT:
+                brush.oval(x, y + 1, 7, 8, who.pale)
+            else:
+                brush.oval(x, y + 1, 6.5, 8, WHITE, 90)
         else:
             brush.oval(x + side * 3, y - 5, 13, 8, who.shoe)
 
@@ -74,19 +79,21 @@ def _upright(brush: Brush, who: CastMember, pose: Pose, prop: str | None) -> Non
 
 
 def _lying(brush: Brush, who: CastMember, pose: Pose, prop: str | None) -> None:
-    hand = (26.0, -22.0)
+    hand = (34.0, -22.0)
     if prop in BEHIND:
-        _held(brush, who, prop, (34, -14), -80)
-    brush.push(46, -27, turn=-90)
+        _held(brush, who, prop, (42, -14), -80)
+    brush.push(54, -27, -0.8, 1, turn=-90)  # mirrored: a tail shows above the body, not below the ground
     draw_back(brush, who)
+    brush.pop()
+    brush.push(54, -27, turn=-90)
     _legs(brush, who, pose)
     draw_body(brush, who)
     brush.pop()
-    brush.push(-30, -31, turn=pose.tilt)
+    brush.push(-22, -31, turn=pose.tilt)
     draw_head(brush, who, pose)
     brush.pop()
-    brush.curve([(6, -30), (20, -10), (-4, -9)], who.sleeve, 14)
-    _hand(brush, who, (-6, -9))
+    brush.curve([(14, -30), (28, -10), (4, -9)], who.sleeve, 14)
+    _hand(brush, who, (2, -9))
     if prop is not None and prop not in BEHIND:
         _held(brush, who, prop, hand, _HEAD_TOP)
         _hand(brush, who, hand)
@@ -100,23 +107,27 @@ def draw_figure(brush: Brush, who: CastMember, pose: Pose, prop: str | None) -> 
         _upright(brush, who, pose, prop)
 
 
-def draw_motion(brush: Brush, who: CastMember, action: str, pose: Pose) -> None:
+def _trail(brush: Brush, points: list[Point]) -> None:
+    for colour, width in ((WHITE, 9.5), (_MOTION, 4.5)):
+        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+            brush.line(x0, y0, x1, y1, colour, width)
+
+
+def draw_motion(brush: Brush, action: str, pose: Pose) -> None:
     """Draw what an action leaves in the air behind a figure: sleep, speed, a wave. No part of the character."""
     if action == "sleeping":
-        for x, y, size in ((14, -74, 20), (38, -96, 15)):
-            z = [(x, y), (x + size, y), (x, y + size), (x + size, y + size)]
-            for colour, width in ((WHITE, 10), ("#5560d8", 5)):
-                for (x0, y0), (x1, y1) in zip(z, z[1:], strict=False):
-                    brush.line(x0, y0, x1, y1, colour, width)
+        for x, y, size in ((14, -84, 20), (42, -106, 15)):
+            _trail(brush, [(x, y), (x + size, y), (x, y + size), (x + size, y + size)])
     elif action == "running":
-        for y, length in ((-84, 22), (-58, 30), (-36, 20)):
-            brush.line(-56, y, -56 - length, y, WHITE, 6)
-        for x, y, r in ((-58, -8, 11), (-74, -5, 8)):
+        for y, length in ((-86, 14), (-62, 24), (-40, 14)):
+            _trail(brush, [(-58, y), (-58 - length, y)])
+        for x, y, r in ((-58, -8, 11), (-75, -5, 8)):
             brush.disc(x, y, r, WHITE)
     elif action == "waving":
         x, y = pose.free_hand
-        for r in (16, 25):
-            brush.arc(x + 4, y + 4, r, r, 165, 75, INK, 4)
+        for colour, width in ((WHITE, 9.5), (_MOTION, 4.5)):
+            for r in (20, 33):
+                brush.arc(x, y, r, r, 178, 62, colour, width)
     elif action == "jumping":
-        for x in (-16, 0, 16):
-            brush.line(x, -pose.lift + 14, x, -pose.lift + 26, WHITE, 5)
+        for x in (-18, 0, 18):
+            _trail(brush, [(x, -pose.lift + 14), (x, -pose.lift + 23)])

@@ -10,7 +10,7 @@ SIDES = (-1, 1)
 
 
 def _eyes(
-    brush: Brush, face: Pose, gap: float, y: float, size: float = 6, white: str = "", ink: str = INK
+    brush: Brush, face: Pose, gap: float, y: float, size: float = 7, white: str = "", ink: str = INK
 ) -> None:
     for side in SIDES:
         x = side * gap
@@ -18,7 +18,7 @@ def _eyes(
             brush.arc(x, y - 1, size, size * 0.9, 15, 150, ink, 3.6)
             continue
         if white:
-            brush.oval(x, y, size * 1.75, size * 1.9, white)
+            brush.oval(x, y, size * 1.6, size * 1.75, white)
         x += face.look * 0.8
         brush.oval(x, y, size, size * 1.25, ink)
         brush.disc(x - size * 0.25, y - size * 0.45, size * 0.42, WHITE)
@@ -57,8 +57,8 @@ def _fox(brush: Brush, who: CastMember, face: Pose) -> None:
 def _bunny(brush: Brush, who: CastMember, face: Pose) -> None:
     for side in SIDES:
         brush.push(side * 12, -24, turn=side * 9)
-        brush.oval(0, -22, 11, 34, who.skin)
-        brush.oval(0, -20, 5.5, 25, who.pale)
+        brush.oval(0, -19, 11, 31, who.skin)
+        brush.oval(0, -17, 5.5, 22, who.pale)
         brush.pop()
     brush.oval(0, 0, 36, 31, who.skin)
     _blush(brush, 24, 11, "#ff9ebb")
@@ -76,7 +76,7 @@ def _bear(brush: Brush, who: CastMember, face: Pose) -> None:
         brush.disc(side * 27, -23, 7, who.pale)
     brush.oval(0, 0, 37, 32, who.skin)
     brush.oval(face.look * 0.7, 13, 19, 15, who.pale)
-    _eyes(brush, face, 16, -5, 5.6)
+    _eyes(brush, face, 16, -5, 6.4)
     brush.oval(face.look, 6, 7, 5, INK)
     _mouth(brush, face, 14, 7)
 
@@ -87,7 +87,7 @@ def _frog(brush: Brush, who: CastMember, face: Pose) -> None:
     brush.oval(0, 2, 41, 27, who.skin)
     brush.oval(0, 13, 28, 13, who.pale)
     _blush(brush, 31, 8, "#ff9f7a")
-    _eyes(brush, face, 20, -24, 5.6, "" if face.eyes == "closed" else WHITE)
+    _eyes(brush, face, 20, -24, 6.4, "" if face.eyes == "closed" else WHITE)
     _mouth(brush, face, 8, 13 if face.mouth == "smile" else 11)
 
 
@@ -99,7 +99,7 @@ def _dinosaur(brush: Brush, who: CastMember, face: Pose) -> None:
     brush.oval(-2, -3, 33, 30, who.skin)
     brush.oval(14, 12, 30, 18, who.skin)
     brush.oval(18, 19, 23, 10, who.pale)
-    _eyes(brush, face, 13, -11, 5.6, "" if face.eyes == "closed" else WHITE)
+    _eyes(brush, face, 13, -11, 6.4, "" if face.eyes == "closed" else WHITE)
     for x in (27, 36):
         brush.oval(x, 5, 2.4, 3, INK)
     _mouth(brush, face, 14, 10 if face.mouth == "smile" else 8.5, 17)
@@ -117,7 +117,7 @@ def _girl(brush: Brush, who: CastMember, face: Pose) -> None:
         [(-33, 6), (-32, -26), (0, -28), (32, -26), (33, 6), (24, -14), (4, -15), (-14, -12), (-33, 6)], who.pale
     )
     _blush(brush, 20, 14, "#e8685c")
-    _eyes(brush, face, 13, 4, 5.6)
+    _eyes(brush, face, 13, 4, 6.4)
     _mouth(brush, face, 16, 7.5)
 
 
@@ -127,7 +127,7 @@ def _penguin(brush: Brush, who: CastMember, face: Pose) -> None:
         brush.oval(side * 12.5, 8, 16, 19, who.pale)
     brush.oval(0, 17, 18, 12, who.pale)
     _blush(brush, 22, 15, "#ffb0a8")
-    _eyes(brush, face, 12.5, 3, 5.4)
+    _eyes(brush, face, 12.5, 3, 6.2)
     x = face.look
     if face.mouth == "open":
         brush.polygon([(x - 9, 14), (x + 9, 14), (x, 28)], "#9c2438", 2)
@@ -145,7 +145,7 @@ def _cat(brush: Brush, who: CastMember, face: Pose) -> None:
         brush.polygon([(side * 25.5, -21), (side * 26.5, -33), (side * 17, -25)], "#f2a0b2", 2)
     brush.oval(0, 0, 37, 30, who.skin)
     brush.oval(face.look * 0.6, 11, 17, 15, who.pale)
-    _eyes(brush, face, 18, -4, 6.4, "" if face.eyes == "closed" else "#8fdcf2")
+    _eyes(brush, face, 18, -5, 5.8, "" if face.eyes == "closed" else "#6fd0f0")
     brush.oval(face.look, 6, 4.5, 3.2, "#ffb0c0")
     x = face.look
     if face.mouth == "smile":
@@ -200,7 +200,7 @@ def _koala(brush: Brush, who: CastMember, face: Pose) -> None:
         brush.disc(side * 36, -15, 11, "#e9d3e0")
     brush.oval(0, 0, 35, 31, who.skin)
     _blush(brush, 22, 14)
-    _eyes(brush, face, 17, -3, 5.6)
+    _eyes(brush, face, 17, -3, 6.4)
     brush.oval(face.look, 5, 8.5, 12, "#45415a")
     _mouth(brush, face, 20, 6)
 

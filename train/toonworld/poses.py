@@ -31,20 +31,22 @@ class Pose:
     eyes: Literal["open", "closed"] = "open"
     mouth: Literal["smile", "open", "asleep"] = "smile"
     look: float = 0  # where the eyes turn, in units of the head
+    reach: float = 42  # half the room it takes sideways
 
 
 _HOLDING: Point = (43, -50)
 
 _POSES = {
     "standing": Pose(),
-    "waving": Pose(free_hand=(-54, -104), mouth="open", tilt=4),
+    "waving": Pose(free_hand=(-55, -104), mouth="open", tilt=4, reach=50),
     "jumping": Pose(
         free_hand=(-52, -98),
         hand=(52, -98),
         feet=((-30, -8), (30, -8)),
         knees=((-34, -26), (34, -26)),
-        lift=38,
+        lift=30,
         mouth="open",
+        reach=54,
     ),
     "sitting": Pose(
         free_hand=(-32, -22),
@@ -63,8 +65,9 @@ _POSES = {
         lean=11,
         mouth="open",
         look=4,
+        reach=52,
     ),
-    "sleeping": Pose(lying=True, eyes="closed", mouth="asleep", tilt=-10),
+    "sleeping": Pose(lying=True, eyes="closed", mouth="asleep", tilt=-10, reach=66),
 }
 
 
