@@ -22,8 +22,8 @@ class AutoencoderConfig:
 
     pretrained: str = ""  # hub id or folder; empty: our own, trained from nothing
     latent_channels: int = 12
-    block_out_channels: tuple[int, ...] = (160, 112, 64, 32)  # widths at 16, 32, 64 and 128 pixels
-    layers_per_block: tuple[int, ...] = (3, 2, 2, 1)
+    block_out_channels: tuple[int, ...] = (160, 128, 64)  # widths at 16, 32 and 64 pixels
+    layers_per_block: tuple[int, ...] = (3, 2, 2)
     patch_size: int = 8  # pixel-unshuffle of the encoder's input
 
 
@@ -59,9 +59,11 @@ class UNetConfig:
 
     pretrained: str = ""
     sample_size: int = 16
-    block_out_channels: tuple[int, ...] = (96, 160, 192)
+    block_out_channels: tuple[int, ...] = (64, 128, 192)
+    attention_levels: tuple[bool, ...] = (True, True, True)  # SD 1.5: all but the last
     layers_per_block: int = 1
-    attention_head_dim: int = 32
+    attention_head_dim: int = 32  # width of one head
+    num_attention_heads: int = 0  # heads at every level, whatever their width (SD 1.5: 8)
     norm_num_groups: int = 16
     prediction_type: str = "v_prediction"
     beta_schedule: str = "squaredcos_cap_v2"
@@ -145,9 +147,9 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class AutoencoderStage(StageConfig):
-    max_train_steps: int = 8000
+    max_train_steps: int = 3000
     train_batch_size: int = 8
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 2e-3
     kl_weight: float = 1e-5
     gradient_weight: float = 0.5  # L1 of picture gradients: crisp edges
     character_weight: float = 2.0  # extra weight of pixels inside a character's mask: crisp faces
@@ -161,10 +163,13 @@ class ImageTextStage(StageConfig):
 
 @dataclass(frozen=True)
 class StoryLMStage(StageConfig):
-    max_train_steps: int = 4000
-    train_batch_size: int = 16
+    max_train_steps: int = 2400
+    train_batch_size: int = 24  # frames
+    learning_rate: float = 1.5e-3
+    sample_steps: int = 400
     min_frames: int = 2
     max_frames: int = 24
+    drop_prob: float = 0.15  # share of long stories read in the reduced context of bounded memory
 
 
 @dataclass(frozen=True)

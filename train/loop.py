@@ -111,7 +111,7 @@ def run_stage(
     groups: list[dict[str, Any]] | None = None,
     sample: Callable[[Path], None] | None = None,
 ) -> StageProgress:
-    """Train `components` (stored as `out/NAME`) and `extras` (kept in `out/state` only) until the stage is done.
+    """Train `components` (stored as `out/NAME`) and `extras` (kept in `out/state`) until the stage is done.
 
     `batches(step)` is a pure function (use `step_rng`); `compute_loss(batch, step)` runs under autocast and
     returns scalars of which `loss` is minimised and all are logged; `sample(path)` draws a sample sheet, with

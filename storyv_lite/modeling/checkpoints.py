@@ -187,7 +187,8 @@ def _config_of(module: nn.Module) -> dict[str, Any]:
     name = type(module).__name__
     if hasattr(config, "to_dict"):
         return {**config.to_dict(), "architectures": [name]}
-    return {**json.loads(json.dumps(dict(config))), "_class_name": name}
+    plain = {key: value for key, value in dict(config).items() if not key.startswith("_")}
+    return {**json.loads(json.dumps(plain)), "_class_name": name}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""Recipe: the toon autoencoder. Pictures in, the same pictures out, through a 12x16x16 bottleneck.
+
+For three quarters of the steps encoder and decoder learn together; then the encoder rests and the decoder
+learns to forgive the small errors a denoiser makes. At the end the latents' mean and spread are measured and
+stored in the component's configuration, where every later stage finds them.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from storyv_lite.config import TrainConfig
+from storyv_lite.modeling.autoencoder import ToonAutoencoder
+from storyv_lite.modeling.checkpoints import load_component, save_component
+from storyv_lite.train.data import FrameSet
+from storyv_lite.train.loop import run_stage, step_rng
+
+STAGE = "autoencoder"
+ENCODER_SHARE = 0.75  # part of the steps in which the encoder learns
+LATENT_NOISE = 0.1  # of a channel's spread, added in front of the decoder in the rest of the steps
+MEASURED_FRAMES = 2000
+
+
+def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | None = None) -> bool:
+    """Train the autoencoder into `out/autoencoder`; true when the stage is complete."""
+    settings, shape = config.autoencoder, config.model.autoencoder
+    torch.manual_seed(config.seed)
+    model = ToonAutoencoder(
+        latent_channels=shape.latent_channels,
+        block_out_channels=shape.block_out_channels,
+        layers_per_block=shape.layers_per_block,
+        patch_size=shape.patch_size,
+        scale_factor=config.model.image_size // config.model.unet.sample_size,
+    )
+    size, count = config.model.image_size, config.data.frames
+    frames = FrameSet.open_or_make(out / "state" / "frames-train", config.seed, count, "train", size)
+    shown = FrameSet.open_or_make(out / "state" / "frames-shown", config.seed, 16, "validation", size)
+    encoder_steps = int(ENCODER_SHARE * settings.max_train_steps)
+
+    def batches(step: int) -> tuple[Tensor, Tensor]:
+        indices = step_rng(config.seed, STAGE, step).integers(count, size=settings.train_batch_size)
+        masks = frames.actor_masks(indices, 64).sum(1, keepdim=True).clamp(max=1)
+        return frames.pictures(indices), masks
+
+    def compute_loss(batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
+        pixels, masks = (tensor.to(device) for tensor in batch)
+        learns = step < encoder_steps
+        with torch.set_grad_enabled(learns):
+            posterior = model.encode(pixels).latent_dist
+            latents = posterior.sample()
+        if not learns:
+            spread = latents.std(dim=(0, 2, 3), keepdim=True)
+            latents = latents + LATENT_NOISE * spread * torch.randn_like(latents)
+        error = model.decode(latents).sample.float() - pixels
+        weight = 1 + settings.character_weight * torch.nn.functional.interpolate(masks, size=error.shape[-1])
+        squared = error.square()
+        across = (error[..., 1:] - error[..., :-1]).abs().mean()
+        down = (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+        kl = posterior.kl().mean() / latents[0].numel()
+        reconstruction = (weight * error.abs()).mean() + (weight * squared).mean()
+        loss = reconstruction + settings.gradient_weight * (across + down) + settings.kl_weight * kl
+        psnr = -10 * torch.log10(squared.detach().mean() / 4)
+        return {"loss": loss, "psnr": psnr, "kl": kl}
+
+    def sample(path: Path) -> None:
+        pixels = shown.pictures(np.arange(len(shown))).to(device)
+        _sheet(pixels, model.decode(model.encode(pixels).latent_dist.mode()).sample, path)
+
+    progress = run_stage(
+        STAGE,
+        settings,
+        {"autoencoder": model},
+        batches,
+        compute_loss,
+        out,
+        seed=config.seed,
+        device=device,
+        minutes=minutes,
+        sample=sample,
+    )
+    if progress.done and model.config.latents_mean is None:
+        _measure(model, frames, device, min(MEASURED_FRAMES, count))
+        save_component(model, out / "autoencoder")
+    return progress.done
+
+
+def load(out: Path, device: str = "cpu") -> ToonAutoencoder:
+    """The trained autoencoder of a checkpoint folder, frozen, for the stages that come after it."""
+    model = load_component(out / "autoencoder").requires_grad_(False).to(device)
+    assert isinstance(model, ToonAutoencoder)
+    return model
+
+
+@torch.no_grad()
+def _measure(model: ToonAutoencoder, frames: FrameSet, device: str, count: int) -> None:
+    """Store mean and spread of every latent channel over `count` frames in the model's configuration."""
+    total = torch.zeros(2, model.config.latent_channels, dtype=torch.float64)
+    for chunk in np.array_split(np.arange(count), -(-count // 16)):
+        latents = model.encode(frames.pictures(chunk).to(device)).latent_dist.mode().double().cpu()
+        moments = torch.stack([latents.mean((0, 2, 3)), latents.square().mean((0, 2, 3))])
+        total += moments * len(chunk) / count
+    mean, std = total[0], (total[1] - total[0].square()).clamp(min=1e-8).sqrt()
+    model.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+
+
+def _sheet(originals: Tensor, decoded: Tensor, path: Path) -> None:
+    """Rows of originals with what came back below each."""
+    pairs = torch.stack([originals.cpu(), decoded.float().cpu().clamp(-1, 1)], dim=1)
+    rows = [row.reshape(-1, *row.shape[2:]) for row in pairs.split(8)]
+    strips = [torch.cat([torch.cat(list(row[0::2]), -1), torch.cat(list(row[1::2]), -1)], -2) for row in rows]
+    picture = torch.cat(strips, -2).add(1).mul(127.5).round().byte()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
