@@ -1,19 +1,53 @@
 """What can be said about a scene in plain English: templates over three kinds of slots (who, where, what).
 
-Knows words; neither how a scene is drawn nor what a reader can do without (references.py decides that): a
+Knows grammar, not how a scene is drawn nor what a reader can do without (references.py decides that): a
 sentence is composed once and said twice, every name and place spelled out (`original`) or with references.
 A frame shows what its sentence tells: a prop that is not named is not there, a bare "is" means standing.
 """
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from storyv_lite.train.toonworld.cast import CAST, member
-from storyv_lite.train.toonworld.scene import ACTIONS, PROPS, Actor, Scene
+from storyv_lite.train.toonworld.cast import member
+from storyv_lite.train.toonworld.phrases import (
+    APART,
+    APART_AT,
+    AT,
+    BESIDE,
+    BESIDE_AT,
+    COMES,
+    DOES,
+    DOING,
+    GIVE,
+    GOES,
+    GREET,
+    HOLDS,
+    IN,
+    JOIN,
+    MEET,
+    OPENERS,
+    READS,
+    RETURNS,
+    SAME,
+    SAME_AT,
+    SAME_EACH,
+    SAME_ONE,
+    SINGLE,
+    SINGLE_AT,
+    SINGLE_BYE,
+    SINGLE_HOLDING,
+    SINGLE_IDLE,
+    THING,
+    THREE,
+    TO,
+    plural,
+)
+from storyv_lite.train.toonworld.scene import Actor, Scene
 
 MAX_WORDS = 28
+MOVES: Mapping[str, Mapping[str, tuple[str, ...]]] = {"go": GOES, "come": COMES, "return": RETURNS}
 
 
 @dataclass(frozen=True)
@@ -27,7 +61,7 @@ class Who:
 
 @dataclass(frozen=True)
 class Where:
-    """A place phrase. `role`: "end" and "front" may be left out, "bare" may become "there", "to" is a move."""
+    """A place phrase. `role`: "end" and "front" can be left out, "bare" becomes "there", "to" is a move."""
 
     place: str
     words: str
@@ -44,124 +78,9 @@ class What:
 Part = str | Who | Where | What
 Sentence = tuple[Part, ...]
 
-IN = {
-    "meadow": ("in the meadow", "in the green meadow", "out in the meadow"),
-    "beach": ("at the beach", "on the beach", "by the sea"),
-    "forest": ("in the forest", "in the woods", "among the trees"),
-    "snow": ("in the snow", "out in the snow", "in the snowy field"),
-    "kitchen": ("in the kitchen", "in the sunny kitchen"),
-    "bedroom": ("in the bedroom", "in the little bedroom"),
-    "town": ("in town", "in the town", "in the street"),
-    "hill": ("on the moonlit hill", "on the hill at night", "on the hill in the moonlight"),
-}
-TO = {
-    "meadow": ("to the meadow", "into the meadow"),
-    "beach": ("to the beach", "down to the sea"),
-    "forest": ("to the forest", "into the woods"),
-    "snow": ("out into the snow", "to the snowy field"),
-    "kitchen": ("to the kitchen", "into the kitchen"),
-    "bedroom": ("to the bedroom", "into the bedroom"),
-    "town": ("to town", "into town"),
-    "hill": ("to the moonlit hill", "up the moonlit hill"),
-}
-AT = {
-    "left": ("on the left", "on the left side"),
-    "middle": ("in the middle",),
-    "right": ("on the right", "on the right side"),
-}
-THING = {prop: ("an " if prop[0] in "aeiou" else "a ") + prop for prop in PROPS}
-
-# The first of each is the plainest and is taken where a sentence must stay short.
-DOING = {
-    "standing": ("standing", "standing still"),
-    "waving": ("waving", "waving hello"),
-    "jumping": ("jumping", "jumping up and down"),
-    "sitting": ("sitting", "sitting down"),
-    "running": ("running", "running fast"),
-    "sleeping": ("sleeping", "taking a nap", "asleep", "fast asleep"),
-}
-DOES = {
-    "standing": ("stands", "stands still"),
-    "waving": ("waves", "waves hello"),
-    "jumping": ("jumps", "jumps up and down", "jumps high"),
-    "sitting": ("sits", "sits down"),
-    "running": ("runs", "runs fast"),
-    "sleeping": ("sleeps", "takes a nap"),
-}
-GOES = {"standing": ("goes", "walks", "comes", "is going"), "running": ("runs", "is running", "races")}
-HOLDS = ("holds", "has", "is holding", "is carrying")
-
-OPENERS = {  # and how likely the progressive form is after each
-    "then": 0.2,
-    "next ,": 0.2,
-    "after that ,": 0.3,
-    "soon": 0.3,
-    "later ,": 0.7,
-    "now": 0.8,
-    "meanwhile ,": 0.9,
-}
-
-SINGLE = (
-    "{a} {does} {carry_on} {where}",
-    "{a} {does} {carry_on} {where}",
-    "{a} {does} {where} {late}",
-    "{front} {a} {does} {late}",
-    "{a} is {bare} , {doing} {carry}",
-)
-SINGLE_IDLE = ("{a} {does} {where}", "{a} is {bare}", "{a} is {bare}")
-SINGLE_HOLDING = ("{a} {holds} {where}", "{front} {a} {holds}", "{a} is {bare} {late}")
-SINGLE_AT = (
-    "{front} {a} {does} {carry} {at}",
-    "{at} , {a} {does} {carry} {where}",
-    "{a} is {at} , {doing} {carry} {where}",
-)
-SINGLE_BYE = ("{a} waves goodbye {where}", "{a} is waving goodbye {where}")
-SAME = (
-    "{ab} {do} {where}",
-    "{ab} {do} {where}",
-    "{front} {ab} {do}",
-    "{ab} are {bare} , {doing}",
-)
-SAME_EACH = ("{ab} {do} {where} , each with {what}", "{front} {ab} {do} , each with {what}")
-SAME_ONE = ("{ab} {do} {where} , and {b} has {what}", "{front} {ab} {do} , and {b} has {what}")
-SAME_AT = ("{ab} {do} {where} , with {a} {at_a}", "{front} {ab} {do} , with {a} {at_a}")
-APART = (
-    "{a} {says_a} and {b} {says_b} {where}",
-    "{a} {says_a} while {b} {says_b} {where}",
-    "{a} {says_a} , and {b} {says_b} {where}",
-    "{front} {a} {says_a} and {b} {says_b}",
-    "{front} {a} {says_a} while {b} {says_b}",
-)
-APART_AT = (
-    "{front} {a} {says_a} {at_a} and {b} {says_b} {at_b}",
-    "{at_a} , {a} {says_a} , and {at_b} , {b} {says_b} {where}",
-    "{front} {a} {says_a} {at_a} while {b} {says_b}",
-)
-BESIDE = ("{b} {says_b} next to {a_object} {where}", "{front} {b} {says_b} beside {a_object}")
-BESIDE_AT = ("{b} {says_b} to the {side} of {a_object} {where}",)
-MEET = (
-    "{b} joins {a_object} {where}",
-    "{b} meets {a_object} {where}",
-    "{b} talks to {a_object} {where}",
-    "{b} is talking to {a_object} {where}",
-    "{b} looks at {a_object} {where}",
-)
-JOIN = MEET[:2]
-GREET = ("{b} waves to {a_object} {where}", "{b} is waving to {a_object} {where}")
-GIVE = (
-    "{a} gives {what} to {b_object} {where}",
-    "{a} hands {what} to {b_object} {where}",
-    "{b} gets {what} from {a_object} {where}",
-    "{b} takes {what} from {a_object} {where}",
-)
-THREE = (
-    "{a} {says_a} , {b} {says_b} and {c} {says_c} {where}",
-    "{front} {a} {says_a} , {b} {says_b} and {c} {says_c}",
-)
-
 
 def original(scene: Scene, rng: random.Random) -> str:
-    """One caption of `scene` as a person would type it: every name and place spelled out, at most ~30 words."""
+    """One caption of `scene` as a person would type it: names and places spelled out, 30 words at most."""
     return say(compose(scene, rng))
 
 
@@ -214,7 +133,8 @@ def compose(
 ) -> Sentence:
     """Choose a wording for `scene` (one to three actors).
 
-    `event` asks for a sentence that fits the scene: "go", "join", "greet", "give", "goodbye"; in a story
+    `event` asks for a sentence that fits the scene: "go", "come", "return", "join", "greet", "give",
+    "goodbye"; in a story
     "" rules these out, None leaves them to chance. `still` names actors who go on doing what they did.
     """
     if opener is None:
@@ -242,12 +162,13 @@ class _Words:
     def pick(self, options: tuple[str, ...]) -> str:
         return options[0] if self.brief else self.rng.choice(options)
 
-    def does(self, actor: Actor, plural: bool = False) -> str:
+    def does(self, actor: Actor, many: bool = False) -> str:
+        be = "are" if many else "is"
         if actor.name in self.still:
-            return ("are" if plural else "is") + " still " + self.pick(DOING[actor.action])
+            return f"{be} still {DOING[actor.action][0]}"
         if self.progressive:
-            return ("are " if plural else "is ") + self.pick(DOING[actor.action])
-        return _plural(self.pick(DOES[actor.action])) if plural else self.pick(DOES[actor.action])
+            return f"{be} {self.pick(DOING[actor.action])}"
+        return plural(self.pick(DOES[actor.action])) if many else self.pick(DOES[actor.action])
 
     def carry(self, actor: Actor, after: str = "") -> Sentence:
         """`after`: the verb before it, which "and holding" must continue ("" where nothing may follow on)."""
@@ -286,17 +207,8 @@ class _Words:
 
     def holds(self, actor: Actor) -> Sentence:
         assert actor.prop is not None
-        options = HOLDS[2:] if self.progressive else HOLDS[:2]
-        if actor.prop == "book":
-            options = ("is reading",) if self.progressive else ("reads", "has")
+        options = (READS if actor.prop == "book" else HOLDS)[self.progressive]
         return self.rng.choice(options), What(actor.prop)
-
-
-def _plural(verb: str) -> str:
-    """Of a third-person verb phrase: "takes a nap" -> "take a nap", "is" -> "are"."""
-    head, _, rest = verb.partition(" ")
-    stem = {"is": "are", "has": "have", "goes": "go"}.get(head, head[:-1])
-    return stem + (" " + rest if rest else "")
 
 
 def _body(scene: Scene, words: _Words, event: str | None, front: bool) -> Sentence:
@@ -320,9 +232,9 @@ def _body(scene: Scene, words: _Words, event: str | None, front: bool) -> Senten
         parts[f"says_{letter}"] = words.says(actor)
     if event is None and rng.random() < 0.1:
         event = _chance_event(actors)
-    if event == "go":
-        verb = rng.choice(GOES[actors[0].action])
-        verb = _plural(verb) if len(actors) > 1 else verb
+    if event and event in MOVES:
+        verb = rng.choice(MOVES[event][actors[0].action])
+        verb = plural(verb) if len(actors) > 1 else verb
         return parts["ab"] + (verb, Where(scene.place, rng.choice(TO[scene.place]), "to"))
     if len(actors) == 1:
         options = _single(actors[0], words, parts, event)
@@ -391,8 +303,8 @@ def _pair(
         parts["side"] = ("left" if second.position == "left" else "right",)
         return BESIDE_AT if stated else BESIDE
     kept = {first.name, second.name} & words.still
-    if first.action == second.action and len(kept) != 1 and rng.random() < 0.8:
-        together = (words.does(first, plural=True),)
+    if first.action == second.action and len(kept) != 1 and rng.random() < 0.93:
+        together = (words.does(first, many=True),)
         parts["do"], parts["doing"] = together, (words.pick(DOING[first.action]),)
         if not kept and rng.random() < 0.35:
             parts["do"] = parts["doing"] = _jointly(together[0], first.action, rng)
@@ -408,7 +320,10 @@ def _pair(
                 parts["b"] = parts["a"]
             parts["what"] = (What(first.prop or second.prop or ""),)
             return SAME_ONE
-    return APART_AT if stated else APART
+    options: tuple[str, ...] = APART_AT if stated else APART
+    if any(str(part).startswith("and ") for part in parts["says_a"]):  # not "holds a ball and Zara sleeps"
+        options = tuple(template for template in options if "{says_a} and" not in template)
+    return options
 
 
 def _jointly(verb: str, action: str, rng: random.Random) -> Sentence:
@@ -424,37 +339,3 @@ def _fill(template: str, parts: Mapping[str, Sentence]) -> Sentence:
     for token in template.split():
         filled.extend(parts[token[1:-1]] if token.startswith("{") else (token,))
     return tuple(filled)
-
-
-def words() -> Iterator[str]:
-    """Every lower-case word that a caption can hold, cast names excepted (with repetitions)."""
-    tables: list[object] = [
-        [who.kind for who in CAST],
-        IN,
-        TO,
-        AT,
-        THING,
-        DOING,
-        DOES,
-        GOES,
-        HOLDS,
-        tuple(OPENERS),
-        ACTIONS,
-    ]
-    tables += [SINGLE, SINGLE_IDLE, SINGLE_HOLDING, SINGLE_AT, SINGLE_BYE, SAME, SAME_EACH, SAME_ONE, SAME_AT]
-    tables += [APART, APART_AT, BESIDE, BESIDE_AT, MEET, GREET, GIVE, THREE]
-    tables += ["and the is are has still both together under with holding reading reads holds"]
-    for phrase in _strings(tables):
-        yield from re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", phrase))
-    for verb in (v for table in (DOES, GOES) for options in table.values() for v in options):
-        yield from _plural(verb).split()
-
-
-def _strings(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _strings(tuple(value.values()))
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _strings(item)
