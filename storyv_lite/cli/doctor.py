@@ -1,0 +1,50 @@
+"""`storyv-lite doctor`: what this machine can run, and which optional packages are there."""
+
+import os
+import platform
+from importlib import metadata
+
+from storyv_lite.bundle import find_bundle
+from storyv_lite.cli.console import say, say_json
+from storyv_lite.cli.options import JsonOption
+from storyv_lite.errors import BundleError
+
+OPTIONAL = (
+    "torch",
+    "transformers",
+    "diffusers",
+    "skia-python",
+    "onnx",
+    "optimum",
+    "bitsandbytes",
+    "tensorrt-rtx",
+)
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Show what this machine can run."""
+    import onnxruntime
+
+    python, system = platform.python_version(), f"{platform.system()} {platform.machine()}"
+    providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    versions = {name: _version(name) for name in OPTIONAL}
+    say(f"python {python}, {system}, {os.cpu_count()} cores")
+    say(f"onnxruntime {onnxruntime.__version__}, built with {', '.join(providers)}")
+    for name, version in versions.items():
+        say(f"{name}: {version or 'not installed'}")
+    if not versions["torch"]:
+        say("to train and export: pip install 'storyv-lite[train,export]'")
+    try:
+        path, why = find_bundle()
+        say(f"bundle: {path} ({why})")
+    except BundleError as fault:
+        say(f"bundle: {fault.message}")
+    if as_json:
+        say_json({"python": python, "system": system, "providers": providers, "optional": versions})
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

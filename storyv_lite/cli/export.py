@@ -1,0 +1,55 @@
+"""`storyv-lite export`: a checkpoint becomes a bundle that draws without a training framework."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from storyv_lite.bundle import Bundle
+from storyv_lite.cli.console import note, say, say_json
+from storyv_lite.cli.options import ForceOption, JsonOption
+from storyv_lite.errors import ConfigError
+from storyv_lite.memory import format_bytes
+from storyv_lite.optional import require
+
+
+def export(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="Checkpoint folder [default: the newest].")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit integers, calibrated [default].")] = False,
+    int4: Annotated[bool, typer.Option("--int4", help="4-bit language model, the rest in 8 bits.")] = False,
+    fp32: Annotated[bool, typer.Option("--fp32", help="32 bits, as trained.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder to write [default: bundles/PRESET-SCHEME].")
+    ] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a checkpoint into a bundle."""
+    asked = [name for name, wanted in (("int8", int8), ("int4", int4), ("fp32", fp32)) if wanted]
+    if len(asked) > 1:
+        raise ConfigError(f"`--{asked[0]}` and `--{asked[1]}` exclude each other", "give one of them")
+    for module in ("torch", "transformers", "diffusers", "onnx", "onnxscript"):
+        require(module, "export")
+    from storyv_lite.export import assemble
+
+    if checkpoint is None:
+        checkpoint = assemble.newest_checkpoint()
+        note(f"checkpoint: {checkpoint} (the newest)")
+    scheme = asked[0] if asked else "int8"
+    folder = out or Path("bundles") / f"{checkpoint.name}-{scheme}"
+    assemble.export_checkpoint(checkpoint, folder, scheme, force)
+    bundle = Bundle.open(folder)
+    say(f"wrote {folder} ({format_bytes(bundle.total_bytes)})")
+    say("next: storyv-lite render STORY.txt")
+    if as_json:
+        parity = {name: dict(variants[0].parity) for name, variants in bundle.components.items()}
+        say_json(
+            {
+                "bundle": str(folder),
+                "checkpoint": str(checkpoint),
+                "bytes": bundle.total_bytes,
+                "parity": parity,
+            }
+        )

@@ -1,0 +1,49 @@
+"""`storyv-lite inspect`: what a bundle holds, checked file by file."""
+
+from typing import Annotated
+
+import typer
+
+from storyv_lite.bundle import Bundle, find_bundle
+from storyv_lite.cli.console import say, say_json
+from storyv_lite.cli.options import JsonOption
+from storyv_lite.memory import format_bytes
+
+
+def inspect(
+    bundle: Annotated[
+        str, typer.Argument(help="Bundle folder or name; without it, as `render` chooses.")
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Check a bundle and show what it holds."""
+    path, why = find_bundle(bundle or None)
+    opened = Bundle.open(path)
+    dims = opened.model.dimensions
+    sampler = opened.model.sampler
+    say(f"{opened.name}: {path} ({why})")
+    say(f"{format_bytes(opened.total_bytes)} on disk, every hash as in the manifest {opened.sha256[:12]}")
+    say(f"draws {dims.image_size}x{dims.image_size} pixels; {len(opened.characters)} characters")
+    say(f"{sampler.name}, {sampler.num_inference_steps} steps, guidance {sampler.guidance_scale:g}")
+    say(f"{'component':<18} {'scheme':<14} {'backend':<8} {'size':>10}  parity")
+    for component, variants in opened.components.items():
+        for variant in variants:
+            size = format_bytes(sum(part.bytes for part in variant.parts))
+            parity = ", ".join(f"{key} {value}" for key, value in variant.parity.items()) or "not measured"
+            say(f"{component:<18} {variant.scheme:<14} {variant.backend:<8} {size:>10}  {parity}")
+    for key, value in opened.provenance.items():
+        say(f"{key}: {value}")
+    if as_json:
+        schemes = {
+            name: [variant.scheme for variant in variants] for name, variants in opened.components.items()
+        }
+        say_json(
+            {
+                "bundle": str(path),
+                "name": opened.name,
+                "sha256": opened.sha256,
+                "bytes": opened.total_bytes,
+                "components": schemes,
+                "provenance": dict(opened.provenance),
+            }
+        )

@@ -1,0 +1,59 @@
+"""Options that several commands share, and how an output folder is chosen."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from storyv_lite.errors import OutputError
+
+BundleOption = Annotated[
+    str,
+    typer.Option(
+        "--bundle", help="Bundle folder or name [default: newest in ./bundles, else the packaged one]."
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Write although something is there.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON in the last line of stdout.")
+]
+
+
+def free_folder(stem: str, parent: Path) -> Path:
+    """`STEM-storyboard`, or with -2, -3, ... the first of these that does not exist in `parent`."""
+    wanted = parent / f"{stem}-storyboard"
+    number = 2
+    while wanted.exists() or wanted.is_symlink():
+        wanted = parent / f"{stem}-storyboard-{number}"
+        number += 1
+    return wanted
+
+
+def make_folder(folder: Path, force: bool) -> None:
+    """Create an output folder. Raises `OutputError` when it is a file, not writable, or holds something."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+        probe = folder / ".storyv-lite-probe"
+        probe.touch()
+        probe.unlink()
+    except (FileExistsError, NotADirectoryError) as fault:
+        raise OutputError(
+            f"`{folder}` is a file, and a folder is needed", "name another with `-o`"
+        ) from fault
+    except OSError as fault:
+        reason = (fault.strerror or str(fault)).lower()
+        raise OutputError(
+            f"`{folder}` cannot be written: {reason}", "name another folder with `-o`"
+        ) from fault
+    if taken and not force:
+        raise OutputError(f"`{folder}` is not empty", "name another folder with `-o`, or give `--force`")
+
+
+def check_file(file: Path, force: bool) -> None:
+    """Raise `OutputError` when a file to be written exists or has no folder to stand in."""
+    if file.is_dir() or (file.exists() and not force):
+        raise OutputError(f"`{file}` exists", "name another file, or give `--force`")
+    if not file.parent.is_dir():
+        raise OutputError(f"there is no folder `{file.parent}`", f"mkdir -p {file.parent}")
