@@ -1,17 +1,12 @@
-"""What a training run is made of: frozen dataclasses, one doc line per field, presets, TOML and `--set`.
+"""What a training run is made of: frozen dataclasses, one doc line per field. Presets are in presets.py.
 
 Knows sizes and settings, not how anything is trained. Widths of the toon model are multiples of 32, so that
 4-bit blocks fit. Field names are those of diffusers and transformers where these have one.
 """
 
-import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 from storyv_lite.components import Dimensions
-from storyv_lite.errors import ConfigError
 
 STAGES = ("autoencoder", "image_text", "story_lm", "char_ldm", "align")
 

@@ -1,0 +1,316 @@
+"""Named configurations, and how a TOML file and `--set section.key=value` change one.
+
+Knows how settings are read and checked; what they mean stands in config.py. Every problem found is told in
+one message. Presets differ from the defaults of config.py only in what is written here.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from storyv_lite.config import (
+    STAGES,
+    AlignStage,
+    AutoencoderConfig,
+    AutoencoderStage,
+    CharLDMStage,
+    DataConfig,
+    ImageTextStage,
+    LanguageConfig,
+    MapperConfig,
+    ModelConfig,
+    StageConfig,
+    StoryLMStage,
+    TextConfig,
+    TrainConfig,
+    UNetConfig,
+    VisionConfig,
+)
+from storyv_lite.errors import ConfigError
+
+HINT = "sections are model.*, data and the stages; see storyv_lite/config.py"
+
+
+def _toon() -> TrainConfig:
+    return TrainConfig()
+
+
+def _toon_smoke() -> TrainConfig:
+    """Every stage in less than three minutes on two cores: it proves the machinery, the pictures are blurs."""
+    pace = {"lr_warmup_steps": 10, "log_steps": 20, "checkpointing_steps": 100, "sample_steps": 1000}
+    return TrainConfig(
+        preset="toon-smoke",
+        model=ModelConfig(
+            image_size=64,
+            autoencoder=AutoencoderConfig(
+                latent_channels=8, block_out_channels=(64, 32), layers_per_block=(1, 1), patch_size=8
+            ),
+            text=TextConfig(
+                vocab_size=640,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+            ),
+            vision=VisionConfig(
+                image_size=32,
+                patch_size=8,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+            ),
+            unet=UNetConfig(sample_size=8, block_out_channels=(32, 64, 64)),
+            language=LanguageConfig(
+                vocab_size=640,
+                hidden_size=64,
+                intermediate_size=192,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+            ),
+            mapper=MapperConfig(
+                hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2
+            ),
+        ),
+        data=DataConfig(frames=400, stories=60),
+        autoencoder=AutoencoderStage(max_train_steps=300, train_batch_size=16, **pace),
+        image_text=ImageTextStage(max_train_steps=100, train_batch_size=32, **pace),
+        story_lm=StoryLMStage(max_train_steps=100, max_frames=6, **pace),
+        char_ldm=CharLDMStage(max_train_steps=200, train_batch_size=16, **pace),
+        align=AlignStage(max_train_steps=100, train_batch_size=4, max_frames=4, **pace),
+    )
+
+
+def _micro() -> TrainConfig:
+    """The smoke preset at two steps a stage, for tests of everything around the training."""
+    smoke = _toon_smoke()
+    steps = {"max_train_steps": 4, "lr_warmup_steps": 1, "log_steps": 1, "checkpointing_steps": 2}
+    return replace(
+        smoke,
+        preset="micro",
+        data=replace(smoke.data, frames=16, stories=4),
+        autoencoder=replace(smoke.autoencoder, train_batch_size=4, **steps),
+        image_text=replace(smoke.image_text, train_batch_size=4, **steps),
+        story_lm=replace(smoke.story_lm, train_batch_size=4, max_frames=3, **steps),
+        char_ldm=replace(smoke.char_ldm, train_batch_size=4, **steps),
+        align=replace(smoke.align, train_batch_size=2, max_frames=3, **steps),
+    )
+
+
+def _paper(preset: str, language: str, batch: int) -> TrainConfig:
+    """The paper's settings (specification A.5 and C.5) on Stable Diffusion 1.5 and a frozen language model."""
+    diffusion = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    clip = "openai/clip-vit-large-patch14"
+    return TrainConfig(
+        preset=preset,
+        model=ModelConfig(
+            image_size=512,
+            autoencoder=AutoencoderConfig(pretrained=diffusion, latent_channels=4, patch_size=8),
+            text=TextConfig(
+                pretrained=diffusion, vocab_size=49408, hidden_size=768, max_position_embeddings=77
+            ),
+            vision=VisionConfig(pretrained=clip, image_size=224, patch_size=14, hidden_size=1024),
+            unet=UNetConfig(pretrained=diffusion, sample_size=64, prediction_type="epsilon"),
+            language=LanguageConfig(
+                pretrained=language,
+                hidden_size=4096,
+                num_hidden_layers=32,
+                num_attention_heads=32,
+                vocab_size=50265 if "opt" in language else 32000,
+                max_position_embeddings=2048 if "opt" in language else 4096,
+                trainable=False,
+            ),
+            mapper=MapperConfig(
+                hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=4
+            ),
+        ),
+        autoencoder=AutoencoderStage(max_train_steps=0),
+        image_text=ImageTextStage(max_train_steps=0),
+        story_lm=StoryLMStage(max_train_steps=0),
+        char_ldm=CharLDMStage(
+            max_train_steps=25000,
+            train_batch_size=32,
+            learning_rate=1e-5,
+            lr_warmup_steps=1,
+            lr_min_ratio=1.0,
+            ema_decay=0.0,
+            reg_weight=1e-3,
+            mask_loss_prob=0.3,
+            snr_gamma=0.0,
+            train_text_encoder=False,
+        ),
+        align=AlignStage(
+            max_train_steps=20000,
+            train_batch_size=batch,
+            learning_rate=1e-3,
+            lr_warmup_steps=2000,
+            min_frames=4,
+            max_frames=4,
+        ),
+    )
+
+
+PRESETS = {
+    "toon": _toon,
+    "toon-smoke": _toon_smoke,
+    "micro": _micro,
+    "opt-6.7b": lambda: _paper("opt-6.7b", "facebook/opt-6.7b", 64),
+    "llama-2-7b": lambda: _paper("llama-2-7b", "meta-llama/Llama-2-7b-chat-hf", 32),
+}
+
+
+def load_config(preset: str = "toon", file: Path | None = None, settings: Iterable[str] = ()) -> TrainConfig:
+    """The preset, changed by a TOML file, changed by `section.key=value` settings, checked.
+
+    Raises `ConfigError` that lists every problem: unknown names, wrong types, values that cannot work.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"there is no preset `{preset}`", hint=f"presets are {', '.join(PRESETS)}")
+    config, problems = PRESETS[preset](), []
+    if file is not None:
+        config, problems = _changed(config, _read_toml(file), "")
+    for setting in settings:
+        config, more = _set(config, setting)
+        problems += more
+    problems += check(config)
+    if problems:
+        raise ConfigError("; ".join(problems), hint=HINT)
+    return config
+
+
+def as_dict(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as plain values, as a checkpoint stores it."""
+    return asdict(config)
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """The configuration that `as_dict` wrote; raises `ConfigError` for what this version does not know."""
+    config, problems = _changed(TrainConfig(), values, "")
+    if problems:
+        raise ConfigError("; ".join(problems), hint="the checkpoint was trained by another version")
+    return config
+
+
+def check(config: TrainConfig) -> list[str]:
+    """Every reason why this configuration cannot be trained."""
+    problems, model = [], config.model
+    for name in STAGES:
+        stage: StageConfig = getattr(config, name)
+        least = {"train_batch_size": 1, "log_steps": 1, "checkpointing_steps": 1, "sample_steps": 1}
+        for key, value in {"max_train_steps": 0, "lr_warmup_steps": 0, **least}.items():
+            if getattr(stage, key) < value:
+                problems.append(f"`{name}.{key}` is {getattr(stage, key)}, at least {value} is needed")
+        if stage.learning_rate <= 0:
+            problems.append(f"`{name}.learning_rate` is {stage.learning_rate}, more than 0 is needed")
+        if not 0 <= stage.ema_decay < 1:
+            problems.append(f"`{name}.ema_decay` is {stage.ema_decay}, 0 up to below 1 is needed")
+        if stage.mixed_precision not in ("auto", "no", "bf16"):
+            problems.append(f"`{name}.mixed_precision` is `{stage.mixed_precision}`, not auto, no or bf16")
+    for name in ("story_lm", "align"):
+        stage = getattr(config, name)
+        if not 1 <= stage.min_frames <= stage.max_frames:
+            problems.append(f"`{name}.min_frames` is {stage.min_frames}, 1 to `max_frames` is needed")
+    if config.data.folder:
+        problems.append("`data.folder` is set, but only the cartoon world can be trained on so far")
+    if config.data.frames < 1 or config.data.stories < 1:
+        problems.append("`data.frames` and `data.stories` need to be at least 1")
+    if not model.autoencoder.pretrained:
+        problems += _check_autoencoder(model)
+    for name in ("text", "vision", "language", "mapper"):
+        part = getattr(model, name)
+        if part.hidden_size % part.num_attention_heads:
+            problems.append(
+                f"`model.{name}.hidden_size` is {part.hidden_size}, a multiple of "
+                f"`num_attention_heads` ({part.num_attention_heads}) is needed"
+            )
+    if model.vision.image_size % model.vision.patch_size:
+        problems.append(
+            f"`model.vision.image_size` is {model.vision.image_size}, a multiple of "
+            f"`patch_size` ({model.vision.patch_size}) is needed"
+        )
+    return problems
+
+
+def _check_autoencoder(model: ModelConfig) -> list[str]:
+    shape, problems = model.autoencoder, []
+    if model.image_size % 8:
+        problems.append(f"`model.image_size` is {model.image_size}, a multiple of 8 is needed")
+    factor, left = divmod(model.image_size, max(1, model.unet.sample_size))
+    if (
+        left
+        or factor.bit_count() != 1
+        or factor < max(shape.patch_size, 2 ** (len(shape.block_out_channels) - 1))
+    ):
+        problems.append(
+            f"`model.image_size` {model.image_size} over `model.unet.sample_size` {model.unet.sample_size} "
+            f"needs to be a power of two, at least `patch_size` and what the decoder's levels unfold"
+        )
+    elif factor // shape.patch_size > 2 ** (len(shape.block_out_channels) - 1):
+        problems.append("`model.autoencoder.block_out_channels` has too few levels for `patch_size`")
+    if len(shape.layers_per_block) != len(shape.block_out_channels):
+        problems.append("`model.autoencoder.layers_per_block` needs one number per width")
+    return problems
+
+
+def _set(config: TrainConfig, setting: str) -> tuple[TrainConfig, list[str]]:
+    path, equals, text = setting.partition("=")
+    if not equals or not path.strip():
+        return config, [f"`--set {setting}` is not of the form section.key=value"]
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    nested: Any = value
+    for key in reversed(path.strip().split(".")):
+        nested = {key: nested}
+    return _changed(config, nested, "")
+
+
+def _changed(config: Any, values: Mapping[str, Any], path: str) -> tuple[Any, list[str]]:
+    """`config` with `values` put in, and what could not be put in."""
+    known, new, problems = {f.name for f in fields(config)}, {}, []
+    for key, value in values.items():
+        name = f"{path}{key}"
+        if key not in known:
+            problems.append(f"there is no setting `{name}`")
+        elif is_dataclass(old := getattr(config, key)):
+            if isinstance(value, Mapping):
+                new[key], more = _changed(old, value, f"{name}.")
+                problems += more
+            else:
+                problems.append(f"`{name}` is a section, set one of its keys")
+        else:
+            try:
+                new[key] = _as(type(old), value, old)
+            except (TypeError, ValueError):
+                problems.append(f"`{name}` is {value!r}, {_kind(old)} is needed")
+    return replace(config, **new), problems
+
+
+def _as(kind: type, value: Any, old: Any) -> Any:
+    if kind is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_as(type(old[0]), item, old[0]) for item in items)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is str and type(value) is not str:
+        return str(value)
+    if type(value) is not kind:
+        raise TypeError
+    return value
+
+
+def _kind(old: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return "a list like [64, 32]" if isinstance(old, tuple) else names[type(old)]
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"`{file}` is missing") from None
+    except (OSError, ValueError) as fault:
+        raise ConfigError(f"`{file}` cannot be read as TOML ({fault})") from fault
