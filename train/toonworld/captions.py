@@ -130,12 +130,14 @@ def compose(
     event: str | None = None,
     opener: str | None = None,
     still: frozenset[str] = frozenset(),
+    newcomer: str = "",
 ) -> Sentence:
     """Choose a wording for `scene` (one to three actors).
 
     `event` asks for a sentence that fits the scene: "go", "come", "return", "join", "greet", "give",
     "goodbye"; in a story
-    "" rules these out, None leaves them to chance. `still` names actors who go on doing what they did.
+    "" rules these out, None leaves them to chance. `still` names actors who go on doing what they did,
+    `newcomer` the one who joins the other.
     """
     if opener is None:
         opener = rng.choice(tuple(OPENERS)[:-1]) if rng.random() < 0.1 else ""
@@ -143,7 +145,7 @@ def compose(
     for attempt in range(8):
         brief = attempt > 2 or len(scene.actors) > 2 or rng.random() < 0.4
         words = _Words(rng, progressive or attempt > 2, brief, still)
-        body = _body(scene, words, event, front=not opener)
+        body = _body(scene, words, event, front=not opener, newcomer=newcomer)
         sentence = (opener, *body) if opener else body
         if len(say(sentence).split()) <= MAX_WORDS:
             break
@@ -211,10 +213,10 @@ class _Words:
         return self.rng.choice(options), What(actor.prop)
 
 
-def _body(scene: Scene, words: _Words, event: str | None, front: bool) -> Sentence:
+def _body(scene: Scene, words: _Words, event: str | None, front: bool, newcomer: str) -> Sentence:
     """The sentence without its opener; `front` allows the place or the position to come first."""
     rng, actors = words.rng, list(scene.actors)
-    if len(actors) == 2 and rng.random() < 0.5:
+    if len(actors) == 2 and (actors[0].name == newcomer if newcomer else rng.random() < 0.5):
         actors.reverse()
     names = tuple(actor.name for actor in actors)
     phrase = rng.choice(IN[scene.place])

@@ -26,6 +26,7 @@ from storyv_lite.train.toonworld.captions import (
     spell_who,
 )
 from storyv_lite.train.toonworld.cast import CAST, HELD_OUT, member
+from storyv_lite.train.toonworld.phrases import IN
 from storyv_lite.train.toonworld.scene import Scene
 
 WINDOW = 5
@@ -105,6 +106,25 @@ def refer(
     return tuple(words), furthest
 
 
+def spell_out(sentence: Sentence, reference: Sentence, scene: Scene) -> Sentence:
+    """What `reference` (see `refer`) says, complete again: its own order, the plainest words for what it left out.
+
+    Unlike `sentence` it is a function of the reference text and the story, so it can be learned exactly.
+    """
+    words: list[Part] = []
+    place = ""
+    for part, word in zip(sentence, reference, strict=True):
+        if isinstance(part, Who):
+            words.append(spell_who(Who(part.names, part.case)))
+        elif isinstance(part, Where) and word == "":
+            place = IN[scene.place][0]
+        elif isinstance(part, Where) and word == "there":
+            words.append(IN[scene.place][0])
+        else:
+            words.append(part)
+    return *words, place
+
+
 def _who(
     who: Who, scene: Scene, past: Sequence[Scene], said: set[str], plain: bool, rng: random.Random
 ) -> tuple[str, int]:
@@ -157,4 +177,4 @@ def _what(what: What, scene: Scene, past: Sequence[Scene], rng: random.Random) -
     if len(held) == 1 and resolve_thing(past) == what.prop and choice < 0.7:
         return "it"
     known = any(actor.prop == what.prop for earlier in past[-WINDOW:] for actor in earlier.actors)
-    return f"the {what.prop}" if known and len(held) == 1 and choice < 0.85 else spell_what(what)
+    return f"the {what.prop}" if known and len(held) == 1 and choice < 0.95 else spell_what(what)

@@ -26,6 +26,7 @@ MAX_FRAMES = 1000
 class StoryFrame:
     """One frame: its truth, its two texts of the same wording, and what makes the second one hard.
 
+    `spelled` is the reference text with its references written out: `original` without what cannot be guessed.
     `names` are the characters shown, left to right. `nameless`: the reference text holds no name and no kind
     word. `antecedent_distance`: frames back to the furthest antecedent, 0 without a pronoun.
     `competing`: some other pronoun would have denoted somebody else of the story.
@@ -34,6 +35,7 @@ class StoryFrame:
     scene: Scene
     original: str
     reference: str
+    spelled: str
     names: tuple[str, ...]
     nameless: bool
     antecedent_distance: int
@@ -71,6 +73,7 @@ class _Plan:
     event: str = ""
     opener: str = ""
     still: frozenset[str] = frozenset()
+    newcomer: str = ""
 
 
 @dataclass
@@ -91,12 +94,26 @@ class _Teller:
     def tell(self) -> StoryFrame:
         plan = self.continue_() if self.past else self.begin()
         scene = Scene(plan.place, plan.actors, self.rng.choice(self.scene_seeds))
-        sentence = compose(scene, self.rng, event=plan.event, opener=plan.opener, still=plan.still)
+        sentence = compose(
+            scene,
+            self.rng,
+            event=plan.event,
+            opener=plan.opener,
+            still=plan.still,
+            newcomer=plan.newcomer,
+        )
         reference, far = refer(sentence, scene, self.past, self.rng) if self.past else (sentence, 0)
         text = say(reference)
         names = names_of(scene)
         frame = StoryFrame(
-            scene, say(sentence), text, names, is_nameless(text), far, competes(names, self.past)
+            scene,
+            say(sentence),
+            text,
+            say(spell_out(sentence, reference, scene)),
+            names,
+            is_nameless(text),
+            far,
+            competes(names, self.past),
         )
         self.remember(plan, scene)
         return frame
@@ -193,7 +210,7 @@ class _Teller:
         if present and choice < (0.45 if seen else 0.35):
             friend = self.rng.choice(present)
             actors = [Actor(name, "standing"), Actor(friend, "standing")]
-            return _Plan(self.place, self.placed(actors), "join", opener)
+            return _Plan(self.place, self.placed(actors), "join", opener, newcomer=name)
         if seen:
             back = name in self.gone and self.location[name] == self.place
             return self.go(self.place, [name], opener, "return" if back else "come")
@@ -206,10 +223,9 @@ class _Teller:
         held = {
             actor.name: actor.prop for actor in self.past[-1].actors if actor.prop and actor.name in names
         }
-        if self.rng.random() < (0.3 if len(held) == 1 else 0.05):
-            giver = next(iter(held), names[0])
+        if len(held) == 1 and self.rng.random() < 0.4:
+            giver, prop = next(iter(held.items()))
             taker = next(name for name in names if name != giver)
-            prop = held.get(giver) or self.rng.choice(PROPS)
             actors = [Actor(giver, "standing"), Actor(taker, "standing", prop)]
             return _Plan(self.place, self.placed(actors), "give", opener)
         if self.rng.random() < 0.06:
