@@ -1,0 +1,46 @@
+"""The noise schedule of training, as diffusers' DDPMScheduler: what the denoiser must predict, and how much
+each step of the schedule counts. Sampling is the runtime's.
+"""
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from storyv_lite.config import UNetConfig
+
+
+def build_scheduler(config: UNetConfig) -> DDPMScheduler:
+    """The schedule of a pretrained denoiser, or the one the configuration describes."""
+    if config.pretrained:
+        return DDPMScheduler.from_pretrained(config.pretrained, subfolder="scheduler")
+    return DDPMScheduler(
+        num_train_timesteps=config.num_train_timesteps,
+        beta_schedule=config.beta_schedule,
+        prediction_type=config.prediction_type,
+        timestep_spacing="trailing",  # begins at pure noise, as training does
+        clip_sample=False,
+    )
+
+
+def training_target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the denoiser should answer for latents (B,C,h,w) with noise of `timesteps` (B,)."""
+    if scheduler.config.prediction_type == "v_prediction":
+        velocity: Tensor = scheduler.get_velocity(latents, noise, timesteps)
+        return velocity
+    return noise
+
+
+def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, snr_gamma: float) -> Tensor:
+    """Loss weight per sample (B,): min(SNR, gamma) in the units of the prediction (Hang et al., 2023)."""
+    kept = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = kept / (1 - kept)
+    if scheduler.config.prediction_type == "v_prediction":
+        return snr.clamp(max=snr_gamma) / (snr + 1)
+    return snr.clamp(max=snr_gamma) / snr.clamp(min=1e-8)
+
+
+def spread_timesteps(scheduler: DDPMScheduler, batch_size: int) -> Tensor:
+    """Random timesteps (B,), one from each of B equal parts of the schedule: uniform, with less variance."""
+    steps = scheduler.config.num_train_timesteps
+    parts = (torch.arange(batch_size) + torch.rand(batch_size)) / batch_size
+    return (parts * steps).long().clamp(max=steps - 1)
