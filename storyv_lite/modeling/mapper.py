@@ -36,7 +36,9 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """One pre-norm layer; with `cross` it also reads the encoder's output."""
 
-    def __init__(self, hidden_size: int, num_attention_heads: int, intermediate_size: int, cross: bool) -> None:
+    def __init__(
+        self, hidden_size: int, num_attention_heads: int, intermediate_size: int, cross: bool
+    ) -> None:
         super().__init__()
         self.self_attn = Attention(hidden_size, num_attention_heads)
         self.norm1 = nn.LayerNorm(hidden_size)

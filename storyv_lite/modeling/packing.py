@@ -1,9 +1,9 @@
 """A whole story as one sequence in which every frame is a target.
 
-The runtime reads a frame's query, rewinds it and commits the finished frame (specification D.4). Here all of it
-stands in one row: [BOS] [query 0] [history 0] [query 1] [history 1] ... A query is seen by itself alone, a
-history by everything after it, and both start at the position where the committed prefix ended, so one forward
-pass computes exactly what the cached runtime computes frame by frame.
+The runtime reads a frame's query, rewinds it and commits the finished frame (specification D.4). Here all of
+it stands in one row: [BOS] [query 0] [history 0] [query 1] [history 1] ... A query is seen by itself alone, a
+history by everything after it, and both start at the position where the committed prefix ended, so one
+forward pass computes exactly what the cached runtime computes frame by frame.
 Knows ids, labels, positions and who sees whom; no weights and no captions' meaning.
 """
 
@@ -13,6 +13,7 @@ from enum import IntEnum
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from storyv_lite.prompt import ImageQuery, Picture, Segment, Text
 
@@ -52,8 +53,9 @@ class PackedFrame:
 
 @dataclass(frozen=True)
 class PackedStories:
-    """Padded stories, all (B, L). `labels[j]` is the token that position j predicts, not the one that stands there.
+    """Padded stories, all (B, L).
 
+    `labels[j]` is the token that position j predicts, not the one that stands there.
     `blocks` is 0 for [BOS] and padding, positive for histories and negative for queries.
     """
 
@@ -88,8 +90,8 @@ def tokens_of(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[Token
 def pack(frames: Sequence[PackedFrame], vocabulary: Vocabulary) -> PackedStories:
     """One story as a batch of one.
 
-    Labels follow specification C.3: text and [IMG0] are predicted, [IMG1].. and visual tokens are not. The first
-    token of a query is predicted by the end of what is committed.
+    Labels follow specification C.3: text and [IMG0] are predicted, [IMG1].. and visual tokens are not. The
+    first token of a query is predicted by the end of what is committed.
     """
     rows: list[tuple[int, int, int, int, int]] = [(vocabulary.bos_token_id, IGNORED, 0, 0, Kind.TEXT)]
     committed, last = 1, 0  # length of the prefix, and the row in which it ends
@@ -135,9 +137,7 @@ def collate(stories: Sequence[PackedStories], pad_token_id: int) -> PackedStorie
     }
     return PackedStories(
         *(
-            torch.nn.utils.rnn.pad_sequence(
-                [row for story in stories for row in getattr(story, name)], batch_first=True, padding_value=value
-            )
+            pad_sequence([row for s in stories for row in getattr(s, name)], True, padding_value=value)
             for name, value in padding.items()
         )
     )
@@ -146,8 +146,8 @@ def collate(stories: Sequence[PackedStories], pad_token_id: int) -> PackedStorie
 def visible(stories: PackedStories, bottleneck: bool = False) -> Tensor:
     """Who sees whom, (B, L, L) bool: [row, column] is whether row reads column.
 
-    With `bottleneck` an answer sees the [IMG] tokens of its query and itself, nothing else: what the caption and
-    the story mean has to pass through the [IMG] tokens, as it has to when they condition a picture.
+    With `bottleneck` an answer sees the [IMG] tokens of its query and itself, nothing else: what the caption
+    and the story mean has to pass through the [IMG] tokens, as it has to when they condition a picture.
     """
     blocks, kinds = stories.blocks, stories.kinds
     length = blocks.shape[1]

@@ -66,7 +66,9 @@ class VisualProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
     """A picture's pooled vector (B, vision_hidden_size) to visual tokens (B, visual_tokens, hidden_size)."""
 
     @register_to_config
-    def __init__(self, vision_hidden_size: int, visual_tokens: int, hidden_size: int, norm: float = 1.0) -> None:
+    def __init__(
+        self, vision_hidden_size: int, visual_tokens: int, hidden_size: int, norm: float = 1.0
+    ) -> None:
         """`norm` is the norm a fresh projection gives each visual token: that of the table's rows."""
         super().__init__()
         self.linear = nn.Linear(vision_hidden_size, visual_tokens * hidden_size)
@@ -82,7 +84,10 @@ class VisualProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
 class StoryLM(nn.Module):
     """The language model, its [IMG] rows and the visual projection, as `align` and `story_lm` train them."""
 
-    def __init__(self, language_model: PreTrainedModel, image_tokens: int, visual: VisualProjection) -> None:
+    def __init__(
+        self, language_model: PreTrainedModel, image_tokens: int, visual: VisualProjection | None = None
+    ) -> None:
+        """`visual` may be left out where no story holds a picture."""
         super().__init__()
         self.language_model = language_model
         self.visual_projection = visual
@@ -101,7 +106,7 @@ class StoryLM(nn.Module):
     ) -> Tensor:
         """Last hidden states (B, L, H) after the final norm.
 
-        `pooled` (N, vision_hidden_size) are the pictures in the order in which their slots stand, story by story.
+        `pooled` (N, vision_hidden_size) are the pictures in the order of their slots, story by story.
         """
         embeds = self.embed(stories, pooled)
         hidden: Tensor = self.language_model.base_model(
@@ -117,7 +122,7 @@ class StoryLM(nn.Module):
         embeds = self.language_model.get_input_embeddings()(stories.input_ids)
         images, rows = stories.kinds == Kind.IMAGE, self.image_rows.weight.to(embeds.dtype)
         embeds = embeds.masked_scatter(images[..., None], rows.repeat(int(images.sum()) // len(rows), 1))
-        if pooled is None:
+        if pooled is None or self.visual_projection is None:
             return embeds
         tokens = self.visual_projection(pooled).to(embeds.dtype)
         return embeds.masked_scatter((stories.kinds == Kind.PICTURE)[..., None], tokens)
@@ -129,7 +134,7 @@ class StoryLM(nn.Module):
         return states + rows.to(states.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores (..., rows) of the next token for hidden states (..., H), with the [IMG] rows as they are now."""
+        """Scores (..., rows) of the next token for hidden states (..., H), [IMG] rows as they are now."""
         head = self.language_model.get_output_embeddings()
         if head.weight is not self.table:
             scores: Tensor = head(hidden)
@@ -146,7 +151,7 @@ class StoryLM(nn.Module):
 
     @torch.no_grad()
     def rescale_image_rows(self) -> None:
-        """Bring the [IMG] rows to the mean norm of the other rows, as specification C.1 does after each step."""
+        """Bring the [IMG] rows to the mean norm of the others, as specification C.1 does after each step."""
         rows = self.image_rows.weight
         rows.mul_(self.table[: -len(rows)].norm(dim=-1).mean() / rows.norm(dim=-1).mean())
 

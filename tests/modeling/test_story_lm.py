@@ -65,10 +65,7 @@ def story_lm(model: PreTrainedModel) -> StoryLM:
 def packed(captions: list[str], answer: str = "") -> PackedStories:
     last = len(captions) - 1
     return pack(
-        [
-            PackedFrame(query(c), history(c) if i < last else None, answer)
-            for i, c in enumerate(captions)
-        ],
+        [PackedFrame(query(c), history(c) if i < last else None, answer) for i, c in enumerate(captions)],
         VOCABULARY,
     )
 
@@ -137,7 +134,10 @@ def test_labels_cover_text_and_the_first_image_token_only() -> None:
     labels, kinds, blocks = stories.labels[0].tolist(), stories.kinds[0], stories.blocks[0]
     first_query = [token for token, _ in tokens_of(query(CAPTIONS[0]), VOCABULARY)]
     text = first_query[:-IMAGE_TOKENS]
-    assert labels[: len(text) + 1] == [*text, ROWS]  # begin token predicts the first piece, text ends in [IMG0]
+    assert labels[: len(text) + 1] == [
+        *text,
+        ROWS,
+    ]  # the text ends in [IMG0]
     assert labels[len(text) + 1 : len(first_query) + 1] == [IGNORED] * IMAGE_TOKENS
     assert all(label < ROWS for label in labels if label != ROWS)
     pictures = (kinds == Kind.PICTURE).nonzero().flatten().tolist()

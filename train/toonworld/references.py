@@ -107,7 +107,7 @@ def refer(
 
 
 def spell_out(sentence: Sentence, reference: Sentence, scene: Scene) -> Sentence:
-    """What `reference` (see `refer`) says, complete again: its own order, the plainest words for what it left out.
+    """What `reference` (see `refer`) says, complete again: in its order, the rest in the plainest words.
 
     Unlike `sentence` it is a function of the reference text and the story, so it can be learned exactly.
     """

@@ -15,7 +15,15 @@ from storyv_lite.errors import ConfigError
 from storyv_lite.train.toonworld.captions import compose, say
 from storyv_lite.train.toonworld.cast import CAST, member
 from storyv_lite.train.toonworld.phrases import OPENERS
-from storyv_lite.train.toonworld.references import competes, distance, is_nameless, names_of, refer, resolve
+from storyv_lite.train.toonworld.references import (
+    competes,
+    distance,
+    is_nameless,
+    names_of,
+    refer,
+    resolve,
+    spell_out,
+)
 from storyv_lite.train.toonworld.scene import ACTIONS, PLACES, PROPS, Actor, Scene
 from storyv_lite.train.toonworld.splits import inside, seeds
 
@@ -26,7 +34,7 @@ MAX_FRAMES = 1000
 class StoryFrame:
     """One frame: its truth, its two texts of the same wording, and what makes the second one hard.
 
-    `spelled` is the reference text with its references written out: `original` without what cannot be guessed.
+    `spelled` is the reference text with its references written out: what can be known of `original`.
     `names` are the characters shown, left to right. `nameless`: the reference text holds no name and no kind
     word. `antecedent_distance`: frames back to the furthest antecedent, 0 without a pronoun.
     `competing`: some other pronoun would have denoted somebody else of the story.

@@ -1,0 +1,71 @@
+"""Stories as the language model reads them: the texts of every frame, and which frames stand in the context.
+
+Knows texts and windows; nothing about pictures, tokens or weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, log
+
+import numpy as np
+
+from storyv_lite.train.toonworld.references import WINDOW
+from storyv_lite.train.toonworld.stories import sample_story
+
+RECENT = WINDOW + 1  # frames that a reduced context keeps before a target: no reference reaches further back
+
+
+@dataclass(frozen=True)
+class Telling:
+    """One story; `spelled` writes out what `reference` leaves to the reader, `names` are those shown."""
+
+    seed: int
+    reference: tuple[str, ...]
+    original: tuple[str, ...]
+    spelled: tuple[str, ...]
+    names: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.original)
+
+
+def tell(seed: int, frames: int, split: str) -> Telling:
+    """The texts of one toon story."""
+    story = sample_story(seed, frames, split)
+    columns = zip(*((f.reference, f.original, f.spelled, f.names) for f in story.frames), strict=True)
+    return Telling(story.seed, *columns)
+
+
+def story_length(rng: np.random.Generator, shortest: int, longest: float) -> int:
+    """A number of frames; short stories are as frequent as long ones are many times rarer (log-uniform)."""
+    return round(exp(rng.uniform(log(shortest), log(longest))))
+
+
+def window(
+    names: Sequence[Sequence[str]], rng: np.random.Generator, drop_prob: float
+) -> list[tuple[int, bool]]:
+    """The frames of a story that stand in the context, in order, and whether each is a target.
+
+    With `drop_prob` it is the reduced context of a long story: of its middle only the frames that introduce a
+    character stay, and the frames right before the first target. Frames whose antecedents may be gone are no
+    targets.
+    """
+    count = len(names)
+    if count < RECENT + 3 or rng.random() >= drop_prob:
+        return [(frame, True) for frame in range(count)]
+    first_target = int(rng.integers(RECENT + 2, count))
+    met: set[str] = set()
+    kept: list[tuple[int, bool]] = []
+    for frame, shown in enumerate(names):
+        whole = len(kept) == frame  # nothing was dropped before this frame
+        if frame >= first_target - RECENT or not met.issuperset(shown):
+            kept.append((frame, whole or frame >= first_target))
+        met.update(shown)
+    return kept
+
+
+def told(telling: Telling, frame: int, rng: np.random.Generator, original_prob: float) -> tuple[str, str]:
+    """A caption as a reader gets it, and what it says with everything written out."""
+    if rng.random() < original_prob:
+        return telling.original[frame], telling.original[frame]
+    return telling.reference[frame], telling.spelled[frame]
