@@ -38,7 +38,7 @@ def _toon() -> TrainConfig:
 
 
 def _toon_smoke() -> TrainConfig:
-    """Every stage in less than three minutes on two cores: it proves the machinery, the pictures are blurs."""
+    """Every stage in less than three minutes on two cores: it proves the machinery, pictures are blurs."""
     pace = {"lr_warmup_steps": 10, "log_steps": 20, "checkpointing_steps": 100, "sample_steps": 1000}
     return TrainConfig(
         preset="toon-smoke",
@@ -100,7 +100,7 @@ def _micro() -> TrainConfig:
 
 
 def _paper(preset: str, language: str, batch: int) -> TrainConfig:
-    """The paper's settings (specification A.5 and C.5) on Stable Diffusion 1.5 and a frozen language model."""
+    """The paper's settings (specification A.5, C.5) on Stable Diffusion 1.5 and a frozen language model."""
     diffusion = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     clip = "openai/clip-vit-large-patch14"
     return TrainConfig(
@@ -111,7 +111,9 @@ def _paper(preset: str, language: str, batch: int) -> TrainConfig:
             text=TextConfig(
                 pretrained=diffusion, vocab_size=49408, hidden_size=768, max_position_embeddings=77
             ),
-            vision=VisionConfig(pretrained=clip, image_size=224, patch_size=14, hidden_size=1024),
+            vision=VisionConfig(
+                pretrained=clip, image_size=224, patch_size=14, hidden_size=1024, num_attention_heads=16
+            ),
             unet=UNetConfig(pretrained=diffusion, sample_size=64, prediction_type="epsilon"),
             language=LanguageConfig(
                 pretrained=language,
