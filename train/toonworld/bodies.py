@@ -1,8 +1,8 @@
-"""What hangs below the heads: tails, capes, shells and clothes, upright, feet at (0, 0). Knows kinds and colours."""
+"""What hangs below the heads: tails, capes, shells and clothes, upright, feet at (0, 0). Knows no pose."""
 
 from collections.abc import Callable
 
-from storyv_lite.train.toonworld.brush import WHITE, Brush, around
+from storyv_lite.train.toonworld.brush import Brush, around
 from storyv_lite.train.toonworld.cast import CastMember
 
 SIDES = (-1, 1)
@@ -10,10 +10,32 @@ Draw = Callable[[Brush, CastMember], None]
 
 
 def _fox_tail(brush: Brush, who: CastMember) -> None:
-    tail = [(-4, -10), (-54, 0), (-62, -38), (-66, -62), (-50, -84), (-36, -64), (-36, -48), (-30, -34), (-4, -32)]
+    tail = [
+        (-4, -10),
+        (-54, 0),
+        (-62, -38),
+        (-66, -62),
+        (-50, -84),
+        (-36, -64),
+        (-36, -48),
+        (-30, -34),
+        (-4, -32),
+    ]
     brush.blob(tail, who.skin)
-    brush.blob([(-63.5, -46), (-66, -66), (-50, -84), (-36, -66), (-36, -48), (-43, -60), (-49, -48), (-55, -60),
-                (-63.5, -46)], who.pale)  # fmt: skip
+    brush.blob(
+        [
+            (-63.5, -46),
+            (-66, -66),
+            (-50, -84),
+            (-36, -66),
+            (-36, -48),
+            (-43, -60),
+            (-49, -48),
+            (-55, -60),
+            (-63.5, -46),
+        ],
+        who.pale,
+    )
 
 
 def _dinosaur_tail(brush: Brush, who: CastMember) -> None:
@@ -33,8 +55,8 @@ def _turtle_shell(brush: Brush, who: CastMember) -> None:
 
 
 def _hedgehog_spikes(brush: Brush, who: CastMember) -> None:
-    brush.polygon([p for k in range(9) for p in (around(0, -40, 40, 18)[2 * k], around(0, -40, 30, 18)[2 * k + 1])],
-                  who.pale, 3)  # fmt: skip
+    tips, hollows = around(0, -42, 37, 9), around(0, -42, 28, 9, 20)
+    brush.polygon([point for pair in zip(tips, hollows, strict=True) for point in pair], who.pale, 3)
 
 
 def _bunny_tail(brush: Brush, who: CastMember) -> None:
@@ -53,12 +75,13 @@ def _dress(brush: Brush, who: CastMember) -> None:
 def _bunny_dress(brush: Brush, who: CastMember) -> None:
     _dress(brush, who)
     brush.line(-29, -19, 29, -19, who.accent, 7)
-    brush.box(-19, -50, 19, -42, "#ffd0e2", 3)
+    for side in SIDES:
+        brush.disc(side * 7, -62, 6, who.accent)
 
 
 def _dotted_dress(brush: Brush, who: CastMember) -> None:
     _dress(brush, who)
-    for x, y in ((-20, -24), (0, -28), (20, -24), (-9, -44), (10, -46)):
+    for x, y in ((-20, -24), (0, -28), (20, -24), (-10, -45), (3, -47)):
         brush.disc(x, y, 4.2, who.accent)
 
 
@@ -116,7 +139,7 @@ def _owl_body(brush: Brush, who: CastMember) -> None:
     for x, y in ((-8, -38), (8, -38), (0, -26)):
         brush.arc(x, y, 6, 6, 20, 140, "#d49a86", 3.5)
     brush.box(-24, -72, 24, -58, who.cloth, 7)
-    brush.box(8, -66, 22, -36, who.cloth, 5)
+    brush.box(-22, -66, -8, -34, who.cloth, 5)
 
 
 def _turtle_body(brush: Brush, who: CastMember) -> None:

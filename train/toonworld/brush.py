@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache
 
 import skia
 
@@ -17,12 +17,12 @@ def _rgba(colour: str, alpha: int) -> int:
     return int(skia.Color(red, green, blue, alpha))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fill(colour: str, alpha: int) -> skia.Paint:
     return skia.Paint(AntiAlias=True, Color=_rgba(colour, alpha))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pen(colour: str, width: float) -> skia.Paint:
     return skia.Paint(
         AntiAlias=True,
@@ -34,11 +34,13 @@ def _pen(colour: str, width: float) -> skia.Paint:
     )
 
 
-@lru_cache(maxsize=None)
-def _gradient(top: str, bottom: str, height: float) -> skia.Paint:
-    ends = [skia.Point(0, 0), skia.Point(0, height)]
+@cache
+def _gradient(top: str, bottom: str, length: float, width: int, height: int) -> skia.Image:
+    ends = [skia.Point(0, 0), skia.Point(0, length * height)]
     shader = skia.GradientShader.MakeLinear(ends, [_rgba(top, 255), _rgba(bottom, 255)])
-    return skia.Paint(Shader=shader)
+    surface = skia.Surface(width, height)
+    surface.getCanvas().drawPaint(skia.Paint(Shader=shader))
+    return surface.makeImageSnapshot()
 
 
 def _path(points: Sequence[Point], closed: bool) -> skia.Path:
@@ -79,9 +81,14 @@ class Brush:
     def box(self, x0: float, y0: float, x1: float, y1: float, colour: str, r: float = 0) -> None:
         self.canvas.drawRoundRect(skia.Rect.MakeLTRB(x0, y0, x1, y1), r, r, _fill(colour, 255))
 
-    def wash(self, top: str, bottom: str, height: float, size: float = 256) -> None:
-        """Fill a square canvas with a vertical gradient that ends at `height`."""
-        self.canvas.drawRect(skia.Rect.MakeWH(size, size), _gradient(top, bottom, height))
+    def wash(self, top: str, bottom: str, length: float) -> None:
+        """Fill the whole canvas, whatever the frame, with a gradient from its top; `length` 1 is its bottom."""
+        size = self.canvas.getBaseLayerSize()
+        self.canvas.save()
+        self.canvas.resetMatrix()
+        # A copy of a finished gradient: to shade it again for each frame takes longer than all the rest.
+        self.canvas.drawImage(_gradient(top, bottom, length, size.width(), size.height()), 0, 0)
+        self.canvas.restore()
 
     def polygon(self, points: Iterable[Point], colour: str, soft: float = 0) -> None:
         """A filled polygon; `soft` rounds its corners by that radius (and grows it by as much)."""
@@ -108,7 +115,9 @@ class Brush:
 
     def wedge(self, x: float, y: float, r: float, start: float, sweep: float, colour: str) -> None:
         """A slice of a disc."""
-        self.canvas.drawArc(skia.Rect.MakeLTRB(x - r, y - r, x + r, y + r), start, sweep, True, _fill(colour, 255))
+        self.canvas.drawArc(
+            skia.Rect.MakeLTRB(x - r, y - r, x + r, y + r), start, sweep, True, _fill(colour, 255)
+        )
 
     def arc(
         self, x: float, y: float, rx: float, ry: float, start: float, sweep: float, colour: str, width: float

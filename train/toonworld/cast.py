@@ -1,4 +1,4 @@
-"""Who lives in the cartoon world: names, words for captions, colours and build. Knows nothing about drawing."""
+"""Who lives in the cartoon world: names, words for captions, colours and build. Draws nothing."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -21,8 +21,10 @@ Box = tuple[int, int, int, int]
 
 UNITS = 256.0
 _GROUND = 228.0
-_CENTRES = {"left": 60.0, "middle": 128.0, "right": 196.0}
+_OFFSETS = {"left": -1, "middle": 0, "right": 1}
+_STEPS = {1: 56.0, 2: 66.0, 3: 80.0}  # from the middle to a side, by the number of actors
 _SCALES = {1: 1.12, 2: 1.0, 3: 0.84}
+_PROP_REACH = 68.0
 _PORTRAIT = 236.0
 # Offsets, in units, whose union with a figure is the white rim round it.
 _RIM = [(dx, dy) for dx in range(-3, 4) for dy in range(-3, 4) if 5 < dx * dx + dy * dy <= 10]
@@ -59,9 +61,14 @@ class _Layer:
         self.brush.canvas.scale(size / UNITS, size / UNITS)
         self.red_first = skia.kN32_ColorType == skia.kRGBA_8888_ColorType
 
-    def rgb(self) -> Image:
-        """The colours (S, S, 3) as red, green, blue: a view."""
-        return self.pixels[..., :3] if self.red_first else self.pixels[..., 2::-1]
+    def rgb(self, window: tuple[slice, slice]) -> Image:
+        """The colours (h, w, 3) of a window, red first."""
+        # Channel by channel: numpy copies a reversed last axis several times more slowly.
+        channels = (0, 1, 2) if self.red_first else (2, 1, 0)
+        result: Image = np.empty((*self.pixels[window].shape[:2], 3), np.uint8)
+        for to, channel in enumerate(channels):
+            result[..., to] = self.pixels[window][..., channel]
+        return result
 
 
 @lru_cache(maxsize=4)
@@ -69,37 +76,61 @@ def _layers(size: int) -> tuple[_Layer, _Layer]:
     return _Layer(size), _Layer(size)
 
 
-def _spread(centres: list[float], reaches: list[float]) -> list[float]:
-    """Move a row of figures, least where it starts, so that each keeps its reach of room inside the picture."""
-    fit = min(1.0, UNITS / (2 * sum(reaches)))
-    reaches = [reach * fit for reach in reaches]
+def _facing(scene: Scene, index: int, lying: bool, rng: Random) -> int:
+    """1 to face right, -1 left: at random, but what is held points to where there is room for it."""
+    side = _OFFSETS[scene.actors[index].position]
+    chance = rng.choice((-1, 1))
+    if scene.actors[index].prop is None and not lying:
+        return chance
+    if side:
+        return -side
+    others = [_OFFSETS[actor.position] for actor in scene.actors]
+    return -sum(others) or chance
+
+
+def _spread(centres: list[float], reaches: list[tuple[float, float]]) -> list[float]:
+    """Move a row of figures apart until each keeps its reach to both sides, as far as there is room."""
+    fit = min(1.0, UNITS / sum(left + right for left, right in reaches))
     placed = list(centres)
-    edge = 0.0
-    for at, reach in enumerate(reaches):
-        placed[at] = max(placed[at], edge + reach)
-        edge = placed[at] + reach
-    edge = UNITS
-    for at in reversed(range(len(placed))):
-        placed[at] = min(placed[at], edge - reaches[at])
-        edge = placed[at] - reaches[at]
+    for _ in range(12):
+        for at in range(len(placed) - 1):
+            lack = fit * (reaches[at][1] + reaches[at + 1][0]) - (placed[at + 1] - placed[at])
+            if lack > 0:
+                placed[at] -= lack / 2
+                placed[at + 1] += lack / 2
+        placed = [
+            min(max(x, fit * left), UNITS - fit * right)
+            for x, (left, right) in zip(placed, reaches, strict=True)
+        ]
     return placed
 
 
 def _stances(scene: Scene) -> list[_Stance]:
     rng = Random(scene.seed * 2 + 1)
-    scale = _SCALES[len(scene.actors)]
-    poses = [pose(actor.action, actor.prop is not None, rng) for actor in scene.actors]
-    centres = [_CENTRES[actor.position] + rng.uniform(-8, 8) for actor in scene.actors]
-    reaches = [
-        held.reach * scale * member(actor.name).scale for actor, held in zip(scene.actors, poses, strict=True)
-    ]
-    stances = []
-    for actor, held, x in zip(scene.actors, poses, _spread(centres, reaches), strict=True):
-        facing = rng.choice((-1, 1))
-        if abs(x - UNITS / 2) > 30 and (actor.prop or held.lying):
-            facing = 1 if x < UNITS / 2 else -1  # what is held stays inside the picture
-        stances.append(_Stance(actor, held, x, _GROUND, scale * member(actor.name).scale, facing))
-    return stances
+    count = len(scene.actors)
+    centres: list[float] = []
+    reaches: list[tuple[float, float]] = []
+    stances: list[_Stance] = []
+    for index, actor in enumerate(scene.actors):
+        held = pose(actor.action, actor.prop is not None, rng)
+        scale = _SCALES[count] * member(actor.name).scale
+        facing = _facing(scene, index, held.lying, rng)
+        front = max(held.reach, _PROP_REACH) if actor.prop else held.reach
+        left, right = (held.reach, front) if facing == 1 else (front, held.reach)
+        reaches.append((left * scale, right * scale))
+        centres.append(UNITS / 2 + _STEPS[count] * _OFFSETS[actor.position] + rng.uniform(-8, 8))
+        stances.append(_Stance(actor, held, 0, _GROUND, scale, facing))
+    placed = _spread(centres, reaches)
+    return [replace(stance, x=x) for stance, x in zip(stances, placed, strict=True)]
+
+
+def _order(stances: list[_Stance]) -> list[int]:
+    """Who is drawn first: those with empty hands, then so that nobody covers what a neighbour holds."""
+    holders = [at for at, stance in enumerate(stances) if stance.actor.prop]
+    empty = [at for at, stance in enumerate(stances) if not stance.actor.prop]
+    to_left = [at for at in holders if stances[at].facing == -1]
+    to_right = [at for at in reversed(holders) if stances[at].facing == 1]
+    return empty + to_left + to_right
 
 
 def _enter(brush: Brush, stance: _Stance) -> None:
@@ -144,9 +175,9 @@ def _bounds(alpha: Image, threshold: int = 0, margin: int = 0) -> Box:
 
 def _times(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
     """a * b / 255 for bytes, rounded down."""
-    product = a.astype(np.uint16) * b
-    product += 1 + (product >> 8)
-    product >>= 8
+    product: npt.NDArray[np.uint16] = np.multiply(a, b, dtype=np.uint16)
+    product += (product >> 8) + np.uint16(1)
+    product >>= np.uint16(8)
     return product
 
 
@@ -159,11 +190,11 @@ def _put(image: Image, masks: Image, index: int, layer: _Layer, size: int) -> No
     cover = (alpha + rim).astype(np.uint8)
     left = 255 - cover
     under = _times(image[window], left[..., None])
-    under += layer.rgb()[window]
+    under += layer.rgb(window)
     under += rim[..., None]
     image[window] = np.minimum(under, 255)
-    for earlier in range(index):
-        masks[earlier][window] = _times(masks[earlier][window], left)
+    for other in masks:  # those not drawn yet are empty
+        other[window] = _times(other[window], left)
     masks[index][window] = cover
 
 
@@ -177,17 +208,17 @@ def _draw_alone(stance: _Stance, size: int) -> _Layer:
 
 
 def render(scene: Scene, size: int = 256) -> Picture:
-    """Draw a scene of one to three actors, named from left to right; later ones stand in front.
+    """Draw a scene of one to three actors, named from left to right.
 
     Raises StoryVError for a name that is not in the cast.
     """
     stances = _stances(scene)
     ground = _layers(size)[0]
     _backdrop(ground.brush, scene, stances)
-    image: Image = np.ascontiguousarray(ground.rgb())
+    image = ground.rgb((slice(None), slice(None)))
     masks: Image = np.zeros((len(stances), size, size), np.uint8)
-    for index, stance in enumerate(stances):
-        _put(image, masks, index, _draw_alone(stance, size), size)
+    for index in _order(stances):
+        _put(image, masks, index, _draw_alone(stances[index], size), size)
     return Picture(image, masks, tuple(_bounds(mask, threshold=127) for mask in masks))
 
 

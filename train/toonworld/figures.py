@@ -10,7 +10,7 @@ from storyv_lite.train.toonworld.props import BEHIND, draw_prop
 SIDES = (-1, 1)
 _STOUT = frozenset({"bear", "penguin", "dinosaur", "owl"})
 _BAREFOOT = frozenset({"bunny", "bear", "dinosaur", "turtle", "koala"})
-_HEAD_TOP = -120.0
+_HEAD_TOP = -110.0
 _MOTION = "#5f69dd"
 
 
@@ -114,9 +114,9 @@ def _trail(brush: Brush, points: list[Point]) -> None:
 
 
 def draw_motion(brush: Brush, action: str, pose: Pose) -> None:
-    """Draw what an action leaves in the air behind a figure: sleep, speed, a wave. No part of the character."""
+    """Draw what an action leaves in the air behind a figure: sleep, speed, a wave. It is in no mask."""
     if action == "sleeping":
-        for x, y, size in ((14, -84, 20), (42, -106, 15)):
+        for x, y, size in ((8.0, -84.0, 20), (35.0, -106.0, 16)):
             _trail(brush, [(x, y), (x + size, y), (x, y + size), (x + size, y + size)])
     elif action == "running":
         for y, length in ((-86, 14), (-62, 24), (-40, 14)):

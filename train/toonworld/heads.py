@@ -1,4 +1,4 @@
-"""The twelve heads, drawn round their centre: about 70 wide and 60 high. Knows kinds, poses' faces and colours."""
+"""The twelve heads, drawn round their centre: about 70 wide and 60 high. Knows kinds and faces."""
 
 from collections.abc import Callable
 
@@ -27,8 +27,18 @@ def _eyes(
 def _mouth(brush: Brush, face: Pose, y: float, width: float = 8, x: float = 0) -> None:
     x += face.look
     if face.mouth == "open":
-        brush.blob([(x - width, y), (x, y - 2), (x + width, y), (x + width, y + width * 1.5), (x, y + width * 1.5),
-                    (x - width, y + width * 1.5), (x - width, y)], "#9c2438")  # fmt: skip
+        brush.blob(
+            [
+                (x - width, y),
+                (x, y - 2),
+                (x + width, y),
+                (x + width, y + width * 1.5),
+                (x, y + width * 1.5),
+                (x - width, y + width * 1.5),
+                (x - width, y),
+            ],
+            "#9c2438",
+        )
         brush.oval(x, y + width * 1.05, width * 0.55, width * 0.38, "#ff8f8f")
     elif face.mouth == "asleep":
         brush.oval(x, y + 2, 3.4, 3, "#9c2438")
@@ -48,7 +58,18 @@ def _fox(brush: Brush, who: CastMember, face: Pose) -> None:
         brush.polygon([(side * 26, -4), (side * 43, 12), (side * 18, 25)], who.pale, 2)
     brush.oval(0, 0, 36, 30, who.skin)
     for side in SIDES:
-        brush.blob([(0, 31), (side * 28, 30), (side * 37, 6), (side * 18, -2), (0, 12)], who.pale)
+        brush.blob(
+            [
+                (-side, 31),
+                (side * 28, 30),
+                (side * 37, 6),
+                (side * 18, -2),
+                (-side, 12),
+                (-side, 20),
+                (-side, 31),
+            ],
+            who.pale,
+        )
     _eyes(brush, face, 16, -3)
     brush.oval(face.look, 11, 6, 4.6, INK)
     _mouth(brush, face, 17, 6.5)
@@ -114,7 +135,8 @@ def _girl(brush: Brush, who: CastMember, face: Pose) -> None:
         brush.disc(side * 31, 6, 6.5, who.skin)
     brush.oval(0, 5, 31, 26, who.skin)
     brush.blob(
-        [(-33, 6), (-32, -26), (0, -28), (32, -26), (33, 6), (24, -14), (4, -15), (-14, -12), (-33, 6)], who.pale
+        [(-33, 6), (-32, -26), (0, -28), (32, -26), (33, 6), (24, -14), (4, -15), (-14, -12), (-33, 6)],
+        who.pale,
     )
     _blush(brush, 20, 14, "#e8685c")
     _eyes(brush, face, 13, 4, 6.4)
@@ -136,7 +158,7 @@ def _penguin(brush: Brush, who: CastMember, face: Pose) -> None:
         brush.polygon([(x - 10, 12), (x + 10, 12), (x, 22)], who.accent, 2)
     brush.blob([(-33, -9), (-34, -48), (0, -48), (34, -48), (33, -9)], who.cloth)
     brush.box(-36, -18, 36, -6, "#237f40", 6)
-    brush.disc(0, -44, 9.5, WHITE)
+    brush.disc(0, -44, 10, "#ffe27a")
 
 
 def _cat(brush: Brush, who: CastMember, face: Pose) -> None:
@@ -158,14 +180,43 @@ def _cat(brush: Brush, who: CastMember, face: Pose) -> None:
 
 
 def _hedgehog(brush: Brush, who: CastMember, face: Pose) -> None:
-    spikes = [(-42, 8), (-50, -6), (-38, -10), (-42, -26), (-28, -25), (-26, -41), (-13, -33), (-4, -48), (6, -34),
-              (20, -44), (23, -29), (38, -33), (36, -15), (48, -12), (40, 8)]  # fmt: skip
+    spikes = [
+        (-42, 8),
+        (-50, -6),
+        (-38, -10),
+        (-42, -26),
+        (-28, -25),
+        (-26, -41),
+        (-13, -33),
+        (-4, -48),
+        (6, -34),
+        (20, -44),
+        (23, -29),
+        (38, -33),
+        (36, -15),
+        (48, -12),
+        (40, 8),
+    ]
     brush.polygon(spikes, who.pale, 3)
     brush.oval(0, 2, 40, 30, who.pale)
     for side in SIDES:
         brush.disc(side * 26, -12, 9, who.skin)
-    brush.blob([(-31, 10), (-32, -16), (-12, -16), (0, -24), (12, -16), (32, -16), (31, 10), (28, 34), (0, 33),
-                (-28, 34), (-31, 10)], who.skin)  # fmt: skip
+    brush.blob(
+        [
+            (-31, 10),
+            (-32, -16),
+            (-12, -16),
+            (0, -24),
+            (12, -16),
+            (32, -16),
+            (31, 10),
+            (28, 34),
+            (0, 33),
+            (-28, 34),
+            (-31, 10),
+        ],
+        who.skin,
+    )
     _blush(brush, 22, 14)
     _eyes(brush, face, 13, 2)
     brush.oval(face.look, 11, 6.5, 5.2, INK)
@@ -190,7 +241,10 @@ def _turtle(brush: Brush, who: CastMember, face: Pose) -> None:
     _eyes(brush, face, 14, 2)
     _mouth(brush, face, 14, 9)
     brush.blob([(-34, -8), (-32, -40), (0, -40), (32, -40), (34, -8), (0, -14), (-34, -8)], who.accent)
-    brush.blob([(-4, -12), (20, -22), (50, -8), (52, -2), (46, -1), (20, -6), (-4, -9), (-6, -10), (-4, -12)], "#c94a18")
+    brush.blob(
+        [(-4, -12), (20, -22), (50, -8), (52, -2), (46, -1), (20, -6), (-4, -9), (-6, -10), (-4, -12)],
+        "#c94a18",
+    )
     brush.disc(0, -35, 5, "#ffd9b8")
 
 

@@ -1,4 +1,4 @@
-"""The places out of doors and the table of all eight: calm, few large shapes, the ground from about y = 196 down.
+"""The places out of doors and the table of all eight: calm, few large shapes, the ground below y = 200.
 
 A place is drawn on 256 x 256 units; its random numbers move and mirror things but never change what they are.
 """
@@ -12,19 +12,19 @@ from storyv_lite.train.toonworld.rooms import draw_bedroom, draw_kitchen
 
 def _cloud(brush: Brush, x: float, y: float, s: float) -> None:
     for dx, dy, r in ((-20, 3, 13), (0, -6, 18), (20, 2, 14)):
-        brush.disc(x + dx * s, y + dy * s, r * s, WHITE, 235)
+        brush.disc(x + dx * s, y + dy * s, r * s, WHITE)
     brush.box(x - 33 * s, y + 1, x + 34 * s, y + 16 * s, WHITE, 7 * s)
 
 
 def _meadow(brush: Brush, rng: Random) -> None:
-    brush.wash("#86d0f5", "#dcf3fb", 190)
+    brush.wash("#86d0f5", "#dcf3fb", 0.74)
     brush.disc(206 + rng.uniform(-14, 14), 44 + rng.uniform(-6, 10), 23, "#ffdc4f")
     _cloud(brush, 62 + rng.uniform(-20, 24), 46 + rng.uniform(-8, 12), 1 + rng.uniform(-0.1, 0.2))
     brush.oval(60 + rng.uniform(-20, 20), 232, 150, 78 + rng.uniform(-6, 8), "#93d46c")
     brush.oval(222 + rng.uniform(-14, 14), 244, 130, 76 + rng.uniform(-8, 8), "#a9df7c")
     brush.box(0, 198, 256, 256, "#7cc458")
-    for k, x in enumerate((26, 88, 166, 230)):
-        x += rng.uniform(-18, 18)
+    for k, centre in enumerate((26, 88, 166, 230)):
+        x = centre + rng.uniform(-18, 18)
         y = (236, 244, 242, 234)[k] + rng.uniform(-5, 5)
         petal = rng.choice((WHITE, "#ff9fbe", "#fff0a0"))
         for dx, dy in ((-5, 0), (5, 0), (0, -5), (0, 5)):
@@ -33,7 +33,7 @@ def _meadow(brush: Brush, rng: Random) -> None:
 
 
 def _beach(brush: Brush, rng: Random) -> None:
-    brush.wash("#5fc3f2", "#d2f0fd", 132)
+    brush.wash("#5fc3f2", "#d2f0fd", 0.52)
     brush.disc(48 + rng.uniform(-16, 16), 42 + rng.uniform(-6, 8), 24, "#ffe45f")
     _cloud(brush, 170 + rng.uniform(-24, 30), 40 + rng.uniform(-8, 10), 0.95)
     brush.box(0, 124, 256, 200, "#2793d6")
@@ -42,8 +42,20 @@ def _beach(brush: Brush, rng: Random) -> None:
     brush.polygon([(x, 84), (x, 122), (x + 26, 122)], WHITE)
     brush.polygon([(x - 5, 94), (x - 5, 122), (x - 22, 122)], "#ffe0d6")
     brush.polygon([(x - 26, 126), (x + 34, 126), (x + 24, 138), (x - 16, 138)], "#e2583f")
-    brush.blob([(-4, 260), (-4, 186), (-4, 186), (64, 174), (128, 186), (192, 198), (260, 184), (260, 260), (260, 260)],
-               "#f8e0a2")  # fmt: skip
+    brush.blob(
+        [
+            (-4, 260),
+            (-4, 186),
+            (-4, 186),
+            (64, 174),
+            (128, 186),
+            (192, 198),
+            (260, 184),
+            (260, 260),
+            (260, 260),
+        ],
+        "#f8e0a2",
+    )
     x = 232 + rng.uniform(-8, 8)
     top = 92 + rng.uniform(-8, 8)
     brush.curve([(x + 6, 206), (x + 12, 150), (x - 6, top)], "#a9774a", 10)
@@ -54,7 +66,7 @@ def _beach(brush: Brush, rng: Random) -> None:
 
 
 def _forest(brush: Brush, rng: Random) -> None:
-    brush.wash("#b9e2bb", "#eaf6d6", 200)
+    brush.wash("#b9e2bb", "#eaf6d6", 0.78)
     for k in range(4):
         x = 40 + k * 58 + rng.uniform(-12, 12)
         brush.box(x - 6, 80, x + 6, 206, "#a3b98e")
@@ -69,17 +81,21 @@ def _forest(brush: Brush, rng: Random) -> None:
     for x in (rng.uniform(16, 56), rng.uniform(198, 240)):
         y = rng.uniform(228, 244)
         brush.box(x - 5, y - 12, x + 5, y + 2, "#fff4e0", 4)
-        brush.blob([(x - 15, y - 9), (x - 10, y - 30), (x, y - 28), (x + 10, y - 30), (x + 15, y - 9)], "#e5483c")
+        brush.blob(
+            [(x - 15, y - 9), (x - 10, y - 30), (x, y - 28), (x + 10, y - 30), (x + 15, y - 9)], "#e5483c"
+        )
         brush.disc(x - 4, y - 17, 3.4, WHITE)
 
 
 def _snow(brush: Brush, rng: Random) -> None:
-    brush.wash("#a9c6e8", "#e6f1fb", 180)
-    for x, y, colour in ((70, 62, "#8aa4cb"), (196, 86, "#9fb6d8")):
+    brush.wash("#a9c6e8", "#e6f1fb", 0.70)
+    for x, y, colour in ((70.0, 62.0, "#8aa4cb"), (196.0, 86.0, "#9fb6d8")):
         x += rng.uniform(-20, 20)
         y += rng.uniform(-10, 10)
         brush.polygon([(x - 96, 200), (x, y), (x + 96, 200)], colour)
-        brush.polygon([(x - 21, y + 30), (x, y), (x + 21, y + 30), (x + 8, y + 24), (x, y + 34), (x - 8, y + 24)], WHITE)
+        brush.polygon(
+            [(x - 21, y + 30), (x, y), (x + 21, y + 30), (x + 8, y + 24), (x, y + 34), (x - 8, y + 24)], WHITE
+        )
     brush.box(0, 192, 256, 256, "#e6effa")
     brush.oval(70 + rng.uniform(-20, 20), 204, 110, 22, "#e6effa")
     brush.oval(200, 254, 130, 26, "#d6e4f5")
@@ -95,7 +111,7 @@ def _snow(brush: Brush, rng: Random) -> None:
 
 
 def _town(brush: Brush, rng: Random) -> None:
-    brush.wash("#fcc78e", "#ffeccb", 180)
+    brush.wash("#fcc78e", "#ffeccb", 0.70)
     colours = ["#e9785a", "#f5c44f", "#5fa8cf", "#bd8ccc"]
     rng.shuffle(colours)
     x = -14 + rng.uniform(-10, 10)
@@ -116,7 +132,7 @@ def _town(brush: Brush, rng: Random) -> None:
 
 
 def _hill(brush: Brush, rng: Random) -> None:
-    brush.wash("#1c2660", "#5556a4", 200)
+    brush.wash("#1c2660", "#5556a4", 0.78)
     x = 196 + rng.uniform(-20, 20)
     y = 50 + rng.uniform(-6, 12)
     brush.disc(x, y, 40, "#3a4288")
@@ -125,9 +141,13 @@ def _hill(brush: Brush, rng: Random) -> None:
     brush.disc(x + 9, y - 8, 4.6, "#f2dc98")
     for k in range(7):
         star_x = 16 + k * 22 + rng.uniform(-8, 8)
-        brush.disc(star_x, rng.uniform(12, 116), rng.choice((2.6, 3.4)), "#fff6cf")
+        brush.disc(star_x, rng.uniform(12, 116), rng.choice((3.0, 4.0)), "#fff6cf")
+    x = 32 + rng.uniform(-12, 16)
     brush.oval(60 + rng.uniform(-20, 20), 262, 150, 98, "#29507a")
     brush.oval(210 + rng.uniform(-20, 20), 268, 130, 88, "#31608a")
+    brush.box(x - 7, 130, x + 7, 206, "#33335c", 3)
+    brush.oval(x, 116, 34, 36, "#1f5562")
+    brush.oval(x + 8, 104, 20, 18, "#2a6a72")
     brush.oval(128, 274, 200, 80, "#24686e")
 
 

@@ -34,7 +34,7 @@ class Pose:
     reach: float = 42  # half the room it takes sideways
 
 
-_HOLDING: Point = (43, -50)
+_HOLDING: Point = (41, -50)
 
 _POSES = {
     "standing": Pose(),
@@ -44,7 +44,7 @@ _POSES = {
         hand=(52, -98),
         feet=((-30, -8), (30, -8)),
         knees=((-34, -26), (34, -26)),
-        lift=30,
+        lift=27,
         mouth="open",
         reach=54,
     ),
@@ -54,7 +54,7 @@ _POSES = {
         feet=((-37, -13), (37, -13)),
         knees=((-20, -20), (20, -20)),
         soles=True,
-        drop=17,
+        drop=15,
     ),
     "running": Pose(
         free_hand=(-42, -46),
@@ -84,6 +84,6 @@ def pose(action: str, holding: bool, rng: Random) -> Pose:
     if action == "jumping":
         base = replace(base, lift=base.lift + rng.uniform(-5, 4))
     if holding:
-        height = -70 if action == "jumping" else -44 if action == "sitting" else _HOLDING[1]
+        height = -56 if action == "jumping" else -44 if action == "sitting" else _HOLDING[1]
         base = replace(base, hand=(_HOLDING[0], height + rng.uniform(-2, 2)))
     return base

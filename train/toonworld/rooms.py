@@ -7,9 +7,9 @@ from storyv_lite.train.toonworld.brush import WHITE, Brush
 
 def draw_kitchen(brush: Brush, rng: Random) -> None:
     """Cream tiles, a window with curtains, a fridge, green cupboards, a checked floor."""
-    brush.wash("#ffe9b8", "#ffe9b8", 256)
-    for x in range(0, 256, 36):
-        brush.line(x, 0, x, 200, "#fff5d8", 5)
+    brush.wash("#ffe9b8", "#ffe9b8", 1.00)
+    for at in range(0, 256, 36):
+        brush.line(at, 0, at, 200, "#fff5d8", 5)
     for y in range(14, 200, 36):
         brush.line(0, y, 256, y, "#fff5d8", 5)
     x = 70 + rng.uniform(-12, 14)
@@ -24,8 +24,8 @@ def draw_kitchen(brush: Brush, rng: Random) -> None:
     brush.box(186, 118, 193, 150, "#7c9fb0", 3)
     brush.box(-4, 146, 168, 212, "#7fb069", 2)
     brush.box(-6, 136, 172, 149, "#fffaf0", 3)
-    for x in (12, 66, 120):
-        brush.box(x - 4, 158, x + 38, 204, "#98c383", 4)
+    for left in (12, 66, 120):
+        brush.box(left - 4, 158, left + 38, 204, "#98c383", 4)
     x = 136 + rng.uniform(-14, 8)
     brush.box(x - 17, 110, x + 17, 137, "#d8503e", 6)
     brush.box(x - 20, 105, x + 20, 113, "#b53c2e", 4)
@@ -38,7 +38,7 @@ def draw_kitchen(brush: Brush, rng: Random) -> None:
 
 def draw_bedroom(brush: Brush, rng: Random) -> None:
     """Lilac stripes, a round window, a blue bed, a lamp, a pink rug."""
-    brush.wash("#cdc0f0", "#cdc0f0", 256)
+    brush.wash("#cdc0f0", "#cdc0f0", 1.00)
     for k in range(6):
         brush.box(k * 48 - 6, 0, k * 48 + 18, 200, "#dad0f6")
     x = 172 + rng.uniform(-14, 14)
