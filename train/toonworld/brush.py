@@ -82,7 +82,7 @@ class Brush:
         self.canvas.drawRoundRect(skia.Rect.MakeLTRB(x0, y0, x1, y1), r, r, _fill(colour, 255))
 
     def wash(self, top: str, bottom: str, length: float) -> None:
-        """Fill the whole canvas, whatever the frame, with a gradient from its top; `length` 1 is its bottom."""
+        """Fill the whole canvas, whatever the frame, with a gradient; `length` 1 ends at the bottom."""
         size = self.canvas.getBaseLayerSize()
         self.canvas.save()
         self.canvas.resetMatrix()
