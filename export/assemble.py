@@ -1,0 +1,272 @@
+"""The export recipe: for each component capture, quantize, verify; then one bundle, complete or not at all.
+
+Knows the order of the work and what goes into the manifest; how each step is done stands in the step's file.
+"""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from storyv_lite.bundle import (
+    Variant,
+    component_entry,
+    file_entry,
+    hash_file,
+    part_entry,
+    write_manifest,
+)
+from storyv_lite.components import Component, Dimensions, signature
+from storyv_lite.errors import BundleError, OutputError
+from storyv_lite.export.calibrate import Calibration, Feed, activation_ranges, calibrate
+from storyv_lite.export.capture import DATA, GRAPH, capture, load_graph, save_graph
+from storyv_lite.export.quantize import assert_cannot_saturate, quantize, static_tensors
+from storyv_lite.export.specs import GRAPHS, build, token_table
+from storyv_lite.export.verify import CASES, save_cases, verify
+from storyv_lite.modeling.checkpoints import read_checkpoint
+from storyv_lite.quantization import QuantScheme, plan
+
+TABLE = "weight.npy"
+VERIFIED_CASES = 8  # per component; evenly taken from the calibration
+_NEWEST_HINT = "train one with `storyv-lite train`, or name its folder: `storyv-lite export CHECKPOINT`"
+
+Progress = Callable[[str], None]
+
+
+def newest_checkpoint(cwd: Path) -> Path:
+    """The newest of `cwd/checkpoints/*/checkpoint.json` by the time recorded inside, else the repository's own.
+
+    Raises `BundleError` with the way to get one when there is none.
+    """
+    found = {
+        file.parent: str(read_checkpoint(file.parent).get("created", ""))
+        for file in sorted((cwd / "checkpoints").glob("*/checkpoint.json"))
+    }
+    if found:
+        return max(found, key=lambda folder: (found[folder], folder.name))
+    own = Path(__file__).resolve().parents[1] / "checkpoints" / "toon"
+    if (own / "checkpoint.json").is_file():
+        return own
+    raise BundleError(f"there is no checkpoint in `{cwd / 'checkpoints'}`", hint=_NEWEST_HINT)
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    scheme: str = "int8",
+    force: bool = False,
+    progress: Progress = lambda message: None,
+) -> Path:
+    """Write the bundle of `checkpoint` to the folder `out` and return it.
+
+    Nothing appears under `out` before every component has passed the parity gate. Raises `OutputError` when
+    `out` is taken (unless `force`), `BundleError` for a faulty checkpoint, `ParityError` at the gate.
+    """
+    schemes = plan(scheme)
+    record = read_checkpoint(checkpoint)
+    if out.exists() and not force:
+        raise OutputError(f"`{out}` exists", hint="choose another place with `--out`, or pass `--force`")
+    work = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    bundle, wide = work / "bundle", work / "fp32"
+    try:
+        bundle.mkdir(parents=True)
+    except OSError as fault:
+        raise OutputError(f"`{work}` cannot be made: {fault}") from fault
+    try:
+        _write_wide(checkpoint, record, wide, progress)
+        calibration = calibrate(wide, _stories(checkpoint), progress)
+        _write_bundle(checkpoint, record, schemes, wide, calibration, bundle, out.name, progress)
+        if out.exists():
+            shutil.rmtree(out)
+        bundle.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return out
+
+
+def _write_wide(checkpoint: Path, record: Mapping[str, Any], wide: Path, progress: Progress) -> None:
+    """A whole bundle in float32: what calibration draws with and quantization starts from."""
+    dims = Dimensions(**record["dimensions"])
+    components: dict[Component, tuple[Variant, ...]] = {}
+    for component in GRAPHS:
+        progress(f"capture {component}")
+        save_graph(capture(build(component, checkpoint, dims), component, dims), wide / component)
+        components[component] = (_variant(wide, component, "fp32", {}),)
+    components[Component.TOKEN_EMBEDDING] = (_write_table(checkpoint, wide),)
+    _finish(checkpoint, record, wide, "fp32", components)
+
+
+def _write_bundle(
+    checkpoint: Path,
+    record: Mapping[str, Any],
+    schemes: Mapping[Component, QuantScheme],
+    wide: Path,
+    calibration: Calibration,
+    bundle: Path,
+    name: str,
+    progress: Progress,
+) -> None:
+    dims = Dimensions(**record["dimensions"])
+    for component in GRAPHS:
+        progress(f"quantize {component} as {schemes[component].name}")
+        feeds, model = calibration[component], load_graph(wide / component)
+        ranges = activation_ranges(model, static_tensors(model, schemes[component]), feeds)
+        quantized = quantize(model, schemes[component], ranges)
+        assert_cannot_saturate(quantized)
+        save_graph(quantized, bundle / component)
+        module = build(component, checkpoint, dims)
+        save_cases(bundle / component, _references(module, component, dims, feeds))
+    progress("verify every component")
+    names = {str(component): schemes[component].name for component in GRAPHS}
+    parity = verify({component: bundle / component for component in names}, names)
+    components = {}
+    for component in GRAPHS:
+        (bundle / component / CASES).unlink()
+        components[component] = (_variant(bundle, component, names[component], parity[component]),)
+    components[Component.TOKEN_EMBEDDING] = (_write_table(checkpoint, bundle),)
+    _finish(checkpoint, record, bundle, name, components)
+
+
+def _references(
+    module: nn.Module, component: Component, dims: Dimensions, feeds: list[Feed]
+) -> list[tuple[Feed, Feed]]:
+    """Some calibration inputs and what the module itself answers to them."""
+    specs = signature(component, dims)
+    cases = []
+    for feed in feeds[:: max(1, -(-len(feeds) // VERIFIED_CASES))]:
+        with torch.no_grad():
+            answer = module(*(torch.from_numpy(feed[spec.name]) for spec in specs.inputs))
+        tensors = answer if isinstance(answer, tuple) else (answer,)
+        outputs = {spec.name: t.numpy() for spec, t in zip(specs.outputs, tensors, strict=True)}
+        cases.append((feed, outputs))
+    return cases
+
+
+def _write_table(checkpoint: Path, folder: Path) -> Variant:
+    target = folder / Component.TOKEN_EMBEDDING / TABLE
+    target.parent.mkdir(parents=True)
+    np.save(target, token_table(checkpoint).numpy().astype(np.float16), allow_pickle=False)
+    part = part_entry(folder, f"{Component.TOKEN_EMBEDDING}/{TABLE}")
+    return Variant("fp16", "table", (part,), {})
+
+
+def _variant(folder: Path, component: Component, scheme: str, parity: Mapping[str, Any]) -> Variant:
+    data = f"{component}/{DATA}" if (folder / component / DATA).is_file() else None
+    return Variant(scheme, "onnx", (part_entry(folder, f"{component}/{GRAPH}", data),), parity)
+
+
+def _finish(
+    checkpoint: Path,
+    record: Mapping[str, Any],
+    folder: Path,
+    name: str,
+    components: Mapping[Component, tuple[Variant, ...]],
+) -> None:
+    """Copy what is not a graph and write the manifest."""
+    dims = Dimensions(**record["dimensions"])
+    scheduler = _json(checkpoint / "scheduler" / "scheduler_config.json")
+    tokenizers = {}
+    for tokenizer in ("text_encoder", "language_model"):
+        tokenizers[tokenizer] = _copy(checkpoint, folder, f"tokenizers/{tokenizer}/tokenizer.json")
+    context = record.get("context") or {
+        "tokens": dims.max_position_embeddings,
+        "frames": record["train_config"]["story_lm"]["max_frames"],
+    }
+    manifest = {
+        "name": name,
+        "model": {
+            "dimensions": dims.as_dict(),
+            "prediction_type": scheduler["prediction_type"],
+            "scheduler": {key: value for key, value in scheduler.items() if not key.startswith("_")},
+            "sampler": record["sampler"],
+            "merge_step": record["merge_step"],
+            "first_frame": record["first_frame"],
+            "context": context,
+        },
+        "components": {
+            component: component_entry(signature(component, dims), variants)
+            for component, variants in components.items()
+        },
+        "tokenizers": tokenizers,
+        "characters": _copy_cast(checkpoint, folder),
+        "vocabulary": _copy(checkpoint, folder, "vocabulary.json"),
+        "provenance": {
+            "checkpoint": record.get("preset", ""),
+            "checkpoint_sha256": checkpoint_hash(checkpoint),
+            "command": _command(),
+            "versions": _versions(),
+        },
+    }
+    write_manifest(folder, manifest)
+
+
+def checkpoint_hash(checkpoint: Path) -> str:
+    """One SHA-256 over the weights, configurations and texts that a bundle is made of.
+
+    `checkpoint.json` itself is left out: it also counts seconds and resumed runs.
+    """
+    import hashlib
+
+    total = hashlib.sha256()
+    patterns = ("*/config.json", "*/model.safetensors", "scheduler/*.json", "tokenizers/*/tokenizer.json")
+    files = [file for pattern in (*patterns, "characters/*", "vocabulary.json") for file in checkpoint.glob(pattern)]
+    for file in sorted(files, key=lambda path: path.relative_to(checkpoint).as_posix()):
+        total.update(f"{file.relative_to(checkpoint).as_posix()} {hash_file(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _stories(checkpoint: Path) -> list[dict[str, Any]]:
+    file = checkpoint / "calibration.jsonl"
+    if not file.is_file():
+        raise BundleError(f"`{file}` is missing; export calibrates with its stories", hint="storyv-lite train")
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _copy(checkpoint: Path, folder: Path, relative: str) -> dict[str, Any]:
+    source, target = checkpoint / relative, folder / relative
+    if not source.is_file():
+        raise BundleError(f"`{source}` is missing from the checkpoint", hint="storyv-lite train")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return asdict(file_entry(folder, relative))
+
+
+def _copy_cast(checkpoint: Path, folder: Path) -> list[dict[str, Any]]:
+    cast = []
+    for file in sorted((checkpoint / "characters").glob("*.json")):
+        portrait = _copy(checkpoint, folder, f"characters/{file.stem}.png")
+        cast.append({**_json(file), "portrait": portrait})
+    return cast
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise BundleError(f"`{file}` cannot be read: {fault}", hint="storyv-lite train") from fault
+    return content
+
+
+def _command() -> str:
+    """The command line without the folder the program lies in."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _versions() -> dict[str, str]:
+    names = ("storyv-lite", "torch", "transformers", "diffusers", "onnx", "onnxruntime-gpu", "onnxruntime")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

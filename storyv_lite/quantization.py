@@ -1,0 +1,83 @@
+"""What quantizing a bundle means: pure descriptions, read by `export` and shown by `inspect`.
+
+Knows the ways a layer can be stored and which layer of which component gets which; not how weights are
+packed. Rules name layers by their module path (`*/conv_in/*`), the first that matches wins.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+
+from storyv_lite.components import Component
+from storyv_lite.errors import ConfigError
+
+# Weights that meet unsigned 8-bit activations keep to 7 bits: a processor without VNNI adds two products in
+# 16 saturating bits, and 2 * 255 * 64 = 32,640 still fits.
+REDUCED_RANGE = (-64, 63)
+BLOCK_SIZE = 32  # weights that share one scale in the block-wise methods
+
+
+class Method(StrEnum):
+    """How the weights of one convolution or linear layer are stored, and what it computes in."""
+
+    WIDE = "wide"  # float32
+    STATIC = "static"  # 8-bit weights per channel, 8-bit activations with calibrated ranges
+    WEIGHT_ONLY = "weight_only"  # 8-bit weights per channel, widened before the layer
+    BLOCK8 = "block8"  # 8-bit weights in blocks, linear layers only
+    BLOCK4 = "block4"  # 4-bit weights in blocks, linear layers only
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """How one component is quantized: `default` for every layer that no rule names."""
+
+    name: str
+    default: Method
+    rules: tuple[tuple[str, Method], ...] = ()
+    accuracy_level: int = 0  # of block methods: 0 computes in float32, 4 rounds activations to 8 bits
+
+    def method(self, layer: str) -> Method:
+        """The method of the layer with this module path."""
+        return next((method for pattern, method in self.rules if fnmatchcase(layer, pattern)), self.default)
+
+    @property
+    def needs_calibration(self) -> bool:
+        return Method.STATIC in (self.default, *(method for _, method in self.rules))
+
+
+FP32 = QuantScheme("fp32", Method.WIDE)
+_INT8_WEIGHTS = QuantScheme("int8-weights", Method.WEIGHT_ONLY)
+_INT8_BLOCKS = QuantScheme("int8-block32", Method.BLOCK8)
+_INT4_BLOCKS = QuantScheme("int4-block32", Method.BLOCK4, accuracy_level=4)
+
+_INT8: Mapping[Component, QuantScheme] = {
+    Component.TEXT_ENCODER: _INT8_WEIGHTS,
+    Component.CHARACTER_ENCODER: _INT8_WEIGHTS,
+    Component.FUSION: _INT8_WEIGHTS,
+    Component.VISION_ENCODER: _INT8_WEIGHTS,
+    Component.LANGUAGE_MODEL: _INT8_BLOCKS,
+    Component.MAPPER: _INT8_WEIGHTS,
+    Component.UNET: QuantScheme(
+        "int8",
+        Method.STATIC,
+        # The first and last layers see the latents themselves, the time layers a handful of numbers that
+        # steer every block: rounding their activations shows in the picture and saves nothing.
+        (("*/conv_in/*", Method.WEIGHT_ONLY), ("*/conv_out/*", Method.WEIGHT_ONLY))
+        + (("*time_emb*", Method.WEIGHT_ONLY),),
+    ),
+    Component.VAE_DECODER: _INT8_WEIGHTS,
+}
+
+SCHEMES: Mapping[str, Mapping[Component, QuantScheme]] = {
+    "fp32": {component: FP32 for component in _INT8},
+    "int8": _INT8,
+    "int4": {**_INT8, Component.LANGUAGE_MODEL: _INT4_BLOCKS},
+}
+
+
+def plan(scheme: str) -> Mapping[Component, QuantScheme]:
+    """The scheme of every graph of a bundle. Raises `ConfigError` for a name that `SCHEMES` does not hold."""
+    if scheme not in SCHEMES:
+        raise ConfigError(f"`{scheme}` is no quantization scheme; there are {', '.join(SCHEMES)}")
+    return SCHEMES[scheme]
