@@ -40,11 +40,11 @@ def names_of(scene: Scene) -> tuple[str, ...]:
 
 def resolve(pronoun: str, past: Sequence[Scene]) -> tuple[str, ...]:
     """The characters "she", "he" or "they" denotes after the frames of `past`; () where nobody could tell."""
-    seen = [set(names_of(scene)) for scene in past]
-    recent = set().union(*seen[-WINDOW:])
+    recent = {name for scene in past[-WINDOW:] for name in names_of(scene)}
     if pronoun != "they":
         fits = [name for name in recent if member(name).pronoun == pronoun]
         return tuple(fits) if len(fits) == 1 else ()
+    seen = [set(names_of(scene)) for scene in past]
     together = max((index for index, names in enumerate(seen) if len(names) > 1), default=None)
     if together is None:
         pair = since = set().union(*seen)
