@@ -28,10 +28,10 @@ def make(
 ) -> None:
     """Draw stories of the cartoon world as pictures, masks and captions: how your own data should look."""
     require("skia", "train")
-    from storyv_lite.train.toonworld.dataset import write_dataset
+    from storyv_lite.train.toonworld.dataset_files import write_dataset
 
     make_folder(out, force)
-    write_dataset(out, stories, frames, seed)
+    write_dataset(out, stories, frames, seed=seed, force=force)
     say(f"wrote {out}: {stories * frames} pictures with masks, {stories} stories")
     say(f"next: storyv-lite train --set data.folder={out}")
     if as_json:

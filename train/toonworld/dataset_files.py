@@ -64,14 +64,15 @@ def write_dataset(
     split: str = "train",
     seed: int = 0,
     image_size: int = 256,
+    force: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Draw `stories` stories of `frames` frames into the new folder `folder`; returns what dataset.json says.
 
     The same arguments write the same bytes. `progress` hears how many stories are done. Raises OutputError
-    when the folder holds anything already, ConfigError for an unknown split or a frame count out of range.
+    when the folder holds anything already and not `force`d (files of the same names are replaced), ConfigError for an unknown split or a frame count out of range.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not (folder.is_dir() and (force or not any(folder.iterdir()))):
         raise OutputError(f"`{folder}` is not an empty folder", "name another folder, or empty this one")
     drawn = [sample_story(story_seed(split, seed, index), frames, split) for index in range(stories)]
     try:
@@ -125,7 +126,9 @@ def read_dataset(folder: Path) -> list[StoryEntry]:
     """
     listing = folder / STORIES
     if not listing.is_file():
-        raise StoryError(f"`{folder}` holds no `{STORIES}`", "storyv-lite data make FOLDER writes an example")
+        raise StoryError(
+            f"`{folder}` holds no `{STORIES}`", "storyv-lite data make -o FOLDER writes an example"
+        )
     stories = []
     for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
