@@ -1,0 +1,74 @@
+"""What the runtime asks of a way to run components: three small protocols, numpy at every border.
+
+Weights, and keys and values unless someone asks for them, stay behind these lines.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storyv_lite.bundle import Bundle
+from storyv_lite.components import Component
+
+Tensors = dict[str, NDArray[Any]]
+
+
+class Session(Protocol):
+    """One loaded component."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+        """Outputs by name, for inputs by name, as `components.signature` lists both."""
+
+    def close(self) -> None:
+        """Give the component's memory back; the session cannot run any more."""
+
+
+class CacheStorage(Protocol):
+    """Where keys and values lie; allocated by the backend, its length is the business of `KVCache`."""
+
+    capacity: int  # tokens
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for keys and values."""
+
+    def to_host(self, length: int) -> Tensors:
+        """Copies of the first `length` tokens: `key.LAYER`, `value.LAYER`, (1, heads, length, head_dim)."""
+
+    def from_host(self, tensors: Tensors) -> None:
+        """Put back what `to_host` gave."""
+
+
+class LanguageSession(Session, Protocol):
+    """The loaded language model, which reads behind what a cache holds."""
+
+    def new_cache(self, capacity: int) -> CacheStorage:
+        """Room for the keys and values of `capacity` tokens."""
+
+    def read(
+        self, inputs_embeds: NDArray[np.float32], storage: CacheStorage, past_length: int
+    ) -> NDArray[np.float32]:
+        """Read (1, S, hidden) behind the first `past_length` tokens of `storage`, which grows by S tokens.
+
+        Returns the last hidden states (1, S, hidden). What lay behind `past_length` is overwritten.
+        """
+
+
+class Backend(Protocol):
+    """A way to run components on one device."""
+
+    name: str
+    device: str  # "cpu" | "cuda"
+    provider: str  # what runs the graphs, as its library calls it
+    reason: str  # why this device
+
+    def open(self, bundle: Bundle, component: Component) -> Session:
+        """Load one component. Raises `BundleError` or `BackendError`."""
+
+    def open_language_model(self, bundle: Bundle) -> LanguageSession:
+        """Load the language model. Raises `BundleError` or `BackendError`."""
+
+    def versions(self) -> dict[str, str]:
+        """Libraries whose version may change a result."""

@@ -1,0 +1,300 @@
+"""ONNX Runtime: one session per part, the provider asked for or an error, cache buffers bound in place.
+
+Settings are fixed, so that equal inputs give equal bytes on one machine: deterministic kernels, sequential
+execution, a given number of threads. The CPU arena is off: it keeps every peak it has seen.
+
+Keys and values: graphs whose attention is GroupQueryAttention write new tokens into the buffer that holds the
+old ones (past and present are bound to the same memory). Graphs that concatenate refuse that; for them the
+cache is copied on every read, and two copies exist for a moment.
+"""
+
+import ctypes
+import ctypes.util
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from storyv_lite.bundle import Bundle, Variant
+from storyv_lite.components import Component, signature
+from storyv_lite.errors import BackendError, BundleError
+from storyv_lite.runtime.backends.base import CacheStorage, Session, Tensors
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+# the smallest graph there is, y = -x: whether a provider loads is known before any component is
+_PROBE = bytes.fromhex(
+    "08083a320a0b0a017812017922034e65671201705a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a"
+    "02080142040a001011"
+)
+
+
+class OrtBackend:
+    """Runs ONNX components on one device."""
+
+    name = "ort"
+
+    def __init__(self, device: str = "auto", threads: int | None = None) -> None:
+        """Choose the device. Raises `BackendError` when `cuda` was asked for and does not work."""
+        ort.set_default_logger_severity(4)  # what matters is raised; the rest would spoil the progress line
+        self.threads = threads
+        self.device, self.reason = device, "asked for"
+        if device == "auto":
+            problem = _cuda_problem()
+            self.device = "cpu" if problem else "cuda"
+            self.reason = f"no CUDA: {problem}" if problem else "a CUDA device works"
+        elif device == "cuda" and (problem := _cuda_problem()):
+            raise BackendError(
+                f"`cuda` was asked for and does not work: {problem}",
+                hint="draw with `--device cpu`, or pip install 'storyv-lite[cuda]' where there is a GPU",
+            )
+        self.provider = PROVIDERS[self.device]
+
+    def open(self, bundle: Bundle, component: Component) -> Session:
+        """Load one component. Raises `BundleError` or `BackendError`."""
+        return OrtSession(self._parts(bundle, component))
+
+    def open_language_model(self, bundle: Bundle) -> "OrtLanguageSession":
+        """Load the language model. Raises `BundleError` or `BackendError`."""
+        parts = self._parts(bundle, Component.LANGUAGE_MODEL)
+        if len(parts) != 1:
+            raise BackendError(f"the language model of `{bundle.path}` has {len(parts)} parts, 1 can be run")
+        return OrtLanguageSession(parts[0], self.device)
+
+    def versions(self) -> dict[str, str]:
+        return {"onnxruntime": ort.__version__, "numpy": np.__version__}
+
+    def _parts(self, bundle: Bundle, component: Component) -> list[ort.InferenceSession]:
+        variant = bundle.variant(component)
+        sessions = [self._session(bundle, part) for part in _paths(bundle, variant)]
+        _check_names(bundle, component, sessions)
+        return sessions
+
+    def _session(self, bundle: Bundle, path: str) -> ort.InferenceSession:
+        try:
+            session = ort.InferenceSession(path, session_options(self.threads), providers=[self.provider])
+        except Exception as fault:  # the library has no common error class
+            raise BundleError(
+                f"`{path}` cannot be loaded: {str(fault).splitlines()[0]}",
+                hint=f"is `{bundle.path}` complete?",
+            ) from fault
+        if session.get_providers()[0] != self.provider:
+            raise BackendError(
+                f"`{path}` runs on `{session.get_providers()[0]}`, `{self.provider}` was asked for",
+                hint="draw with `--device cpu`",
+            )
+        return session
+
+
+def session_options(threads: int | None = None) -> ort.SessionOptions:
+    """The fixed settings of every session."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.use_deterministic_compute = True
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 4
+    # threads that spin while they wait take the core the next component needs
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+class OrtSession:
+    """One component; several parts run in order, each fed by name from what is known so far."""
+
+    def __init__(self, parts: Iterable[ort.InferenceSession]) -> None:
+        self._parts = list(parts)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+        known = dict(inputs)
+        outputs: Tensors = {}
+        for part in self._parts:
+            feeds = {value.name: known[value.name] for value in part.get_inputs()}
+            names = [value.name for value in part.get_outputs()]
+            outputs = dict(zip(names, part.run(names, feeds), strict=True))
+            known |= outputs
+        return outputs
+
+    def close(self) -> None:
+        self._parts.clear()
+
+
+@dataclass
+class OrtCacheStorage:
+    """Keys and values by name; on the CPU numpy arrays, on a device `OrtValue`s of full capacity.
+
+    `shared` buffers are (1, heads, capacity, head_dim), written in place; others hold what was read so far.
+    """
+
+    capacity: int
+    shared: bool
+    buffers: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(
+            buffer.nbytes if isinstance(buffer, np.ndarray) else int(buffer.tensor_size_in_bytes())
+            for buffer in self.buffers.values()
+        )
+
+    def to_host(self, length: int) -> Tensors:
+        return {name: _numpy(buffer)[:, :, :length].copy() for name, buffer in self.buffers.items()}
+
+    def from_host(self, tensors: Tensors) -> None:
+        for name, buffer in self.buffers.items():
+            if not self.shared:
+                self.buffers[name] = tensors[name].copy()
+                continue
+            host = _numpy(buffer)
+            host[:, :, : tensors[name].shape[2]] = tensors[name]
+            if not isinstance(buffer, np.ndarray):
+                buffer.update_inplace(host)
+
+
+class OrtLanguageSession:
+    """The language model with its cache bound in place where the graph allows it."""
+
+    def __init__(self, session: ort.InferenceSession, device: str) -> None:
+        self._session: ort.InferenceSession | None = session
+        self._device = device
+        # (input name, output name, short name) of each cache tensor
+        past = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
+        self._names = [
+            (value.name, value.name.replace("past_key_values", "present"), _short(value.name))
+            for value in past
+        ]
+        self._shape = tuple(past[0].shape)  # (1, heads, "past", head_dim)
+        self._dtype = _TYPES[past[0].type]
+        self._hidden_size = int(session.get_inputs()[0].shape[2])
+        self.shares_buffers = self._probe()
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+        session = self._open()
+        names = [value.name for value in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    def new_cache(self, capacity: int) -> OrtCacheStorage:
+        shape = (1, self._shape[1], capacity if self.shares_buffers else 0, self._shape[3])
+        make = self._host_buffer if self._device == "cpu" or not self.shares_buffers else self._device_buffer
+        return OrtCacheStorage(
+            capacity, self.shares_buffers, {short: make(shape) for _, _, short in self._names}
+        )
+
+    def read(
+        self, inputs_embeds: NDArray[np.float32], storage: CacheStorage, past_length: int
+    ) -> NDArray[np.float32]:
+        if not isinstance(storage, OrtCacheStorage) or storage.shared != self.shares_buffers:
+            raise TypeError("the cache was made by another kind of session")
+        total = past_length + inputs_embeds.shape[1]
+        feeds = {"inputs_embeds": inputs_embeds, "attention_mask": np.ones((1, total), dtype=np.int64)}
+        if storage.shared:
+            return self._read_in_place(feeds, storage)
+        for past, _, short in self._names:
+            feeds[past] = np.ascontiguousarray(storage.buffers[short][:, :, :past_length])
+        outputs = self.run(feeds)
+        for _, present, short in self._names:
+            storage.buffers[short] = outputs[present]
+        return np.asarray(outputs["last_hidden_state"], dtype=np.float32)
+
+    def close(self) -> None:
+        self._session = None
+
+    def _read_in_place(self, feeds: Tensors, storage: OrtCacheStorage) -> NDArray[np.float32]:
+        session = self._open()
+        binding = session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        binding.bind_output("last_hidden_state", "cpu")
+        for past, present, short in self._names:
+            buffer = storage.buffers[short]
+            host = isinstance(buffer, np.ndarray)
+            where = ("cpu" if host else self._device, 0, self._dtype)
+            shape = buffer.shape if host else buffer.shape()
+            pointer = buffer.ctypes.data if host else buffer.data_ptr()
+            binding.bind_input(past, *where, shape, pointer)
+            binding.bind_output(present, *where, shape, pointer)
+        session.run_with_iobinding(binding)
+        return np.asarray(binding.get_outputs()[0].numpy(), dtype=np.float32)
+
+    def _probe(self) -> bool:
+        """Whether the graph keeps the length of a longer past buffer, as writing in place needs."""
+        past = np.zeros((1, self._shape[1], 2, self._shape[3]), dtype=self._dtype)
+        feeds: Tensors = {
+            "inputs_embeds": np.zeros((1, 1, self._hidden_size), dtype=np.float32),
+            "attention_mask": np.ones((1, 1), dtype=np.int64),
+        }
+        try:
+            outputs = self.run({**feeds, **{name: past for name, _, _ in self._names}})
+        except Exception:  # a graph that adds lengths up finds that they do not fit
+            return False
+        return all(outputs[present].shape == past.shape for _, present, _ in self._names)
+
+    def _host_buffer(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        return np.zeros(shape, dtype=self._dtype)  # pages are taken when they are written
+
+    def _device_buffer(self, shape: tuple[int, ...]) -> ort.OrtValue:
+        return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype=self._dtype), self._device, 0)
+
+    def _open(self) -> ort.InferenceSession:
+        if self._session is None:
+            raise RuntimeError("the session is closed")
+        return self._session
+
+
+def _paths(bundle: Bundle, variant: Variant) -> list[str]:
+    for part in variant.parts:
+        if part.data:
+            bundle.file(part.data)
+    return [str(bundle.file(part.file)) for part in variant.parts]
+
+
+def _check_names(bundle: Bundle, component: Component, sessions: list[ort.InferenceSession]) -> None:
+    """Raise `BundleError` when the parts together do not take and give what the signature table says."""
+    wanted = signature(component, bundle.model.dimensions)
+    made: set[str] = set()
+    taken: set[str] = set()
+    for session in sessions:
+        taken |= {value.name for value in session.get_inputs()} - made
+        made |= {value.name for value in session.get_outputs()}
+    inputs, outputs = {spec.name for spec in wanted.inputs}, {spec.name for spec in wanted.outputs}
+    if taken != inputs or not outputs <= made:
+        raise BundleError(
+            f"`{component}` of `{bundle.path}` takes {_list(taken)} and gives {_list(made)}; "
+            f"needed are {_list(inputs)} and {_list(outputs)}",
+            hint="write the bundle again with `storyv-lite export`",
+        )
+
+
+def _cuda_problem() -> str:
+    """Why CUDA cannot be used here, empty when it can: the driver is asked first, then the provider."""
+    if PROVIDERS["cuda"] not in ort.get_available_providers():
+        return "this onnxruntime has no CUDA provider"
+    try:
+        driver = ctypes.CDLL(ctypes.util.find_library("cuda") or "libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver"
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "there is no NVIDIA GPU"
+    ort.preload_dlls()
+    session = ort.InferenceSession(_PROBE, session_options(1), providers=[PROVIDERS["cuda"]])
+    return "" if session.get_providers()[0] == PROVIDERS["cuda"] else "its libraries do not load"
+
+
+def _list(names: set[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
+
+
+def _short(name: str) -> str:
+    """`past_key_values.3.key` as `key.3`."""
+    _, layer, part = name.split(".")
+    return f"{part}.{layer}"
+
+
+def _numpy(buffer: Any) -> NDArray[Any]:
+    return buffer if isinstance(buffer, np.ndarray) else np.array(buffer.numpy())

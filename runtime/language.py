@@ -1,0 +1,102 @@
+"""Reading: pieces of the story go through the language model, the states of the [IMG] tokens come out.
+
+One pass per frame: what is still pending (the finished frame before) and the query of the frame to draw are
+read in one call; then the query is dropped again. No sampling, no logits. Knows tokens, visual tokens and
+the cache; not captions' meaning, not what the states become.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storyv_lite.bundle import Context
+from storyv_lite.components import Dimensions
+from storyv_lite.prompt import ImageQuery, Picture, Segment
+from storyv_lite.runtime.backends.base import LanguageSession
+from storyv_lite.runtime.kv_cache import VISUAL, KVCache, Piece
+from storyv_lite.runtime.tokenizer import LanguageTokenizer
+
+
+def make_piece(
+    frame: int,
+    segments: Sequence[Segment],
+    tokenizer: LanguageTokenizer,
+    dims: Dimensions,
+    visual: NDArray[np.float32] | None = None,
+) -> Piece:
+    """Tokenize segments one by one; `visual` (visual tokens, hidden) stands in the slot of the picture."""
+    ids: list[int] = []
+    for segment in segments:
+        match segment:
+            case Picture():
+                ids += [VISUAL] * dims.visual_tokens
+            case ImageQuery():
+                ids += range(dims.vocab_size - dims.image_tokens, dims.vocab_size)
+            case text:
+                ids += tokenizer.encode(text.text)
+    return Piece(frame, tuple(ids), visual)
+
+
+def keep(history: Sequence[Piece], query_tokens: int, context: Context) -> list[Piece]:
+    """The finished frames that stay in the context while a query of `query_tokens` is read, in order.
+
+    All of them while they fit; then the first two, which set the story, and the last ones. The very last
+    comes before all others where there is no room for three.
+    """
+    order = [*reversed(history)]
+    if len(history) > 3:
+        order = [history[-1], history[0], history[1], *reversed(history[2:-1])]
+    tokens, chosen = context.tokens - query_tokens - 1, 0
+    for piece in order[: max(context.frames - 1, 0)]:
+        tokens -= len(piece)
+        if tokens < 0:
+            break
+        chosen += 1
+    frames = {piece.frame for piece in order[:chosen]}
+    return [piece for piece in history if piece.frame in frames]
+
+
+class Language:
+    """The language model at work: its session, its token table and its tokenizer."""
+
+    def __init__(
+        self,
+        session: LanguageSession,
+        tokenizer: LanguageTokenizer,
+        token_embedding: NDArray[np.float16],
+        dims: Dimensions,
+    ) -> None:
+        """`token_embedding` (vocab_size, hidden_size) may be memory-mapped: rows are gathered, never all."""
+        self.session = session
+        self.begin = Piece(-1, (tokenizer.bos_token_id,))
+        self._table = token_embedding
+        self._image_tokens = dims.image_tokens
+
+    def new_cache(self, capacity: int) -> KVCache:
+        return KVCache(self.session.new_cache(capacity))
+
+    def read(self, context: Sequence[Piece], query: Piece, cache: KVCache) -> NDArray[np.float32]:
+        """States of the query's [IMG] tokens behind `context`, (image_tokens, hidden).
+
+        What the cache already holds of the context is not read again. When the context does not begin with
+        what the cache holds (a frame was dropped), the cache is built anew. Afterwards exactly the begin
+        token and `context` are committed.
+        """
+        wanted = [self.begin, *context]
+        if cache.pieces != wanted[: len(cache.pieces)]:
+            cache.clear()
+        pending = wanted[len(cache.pieces) :]
+        states = cache.append(self.session, self.embed([*pending, query]))
+        cache.commit(pending)
+        cache.rewind()
+        return states[0, -self._image_tokens :]
+
+    def embed(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
+        """Rows of the token table, and visual tokens in their slots, (1, tokens, hidden) in float32."""
+        ids = np.array([token for piece in pieces for token in piece.ids], dtype=np.int64)
+        rows = self._table[np.maximum(ids, 0)].astype(np.float32)
+        visual = [piece.visual for piece in pieces if piece.visual is not None]
+        if visual:
+            rows[ids == VISUAL] = np.concatenate(visual)
+        return rows[None]

@@ -1,0 +1,127 @@
+"""A bundle's components as verbs: what each one turns into what, loaded when it is first needed.
+
+Knows names and shapes of inputs and outputs; not the order in which a story needs them.
+"""
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storyv_lite.bundle import Bundle
+from storyv_lite.components import Component
+from storyv_lite.errors import BundleError
+from storyv_lite.prompt import Segment
+from storyv_lite.runtime.backends.base import Backend, Session
+from storyv_lite.runtime.images import Pixels, pixel_values, read_portrait, to_pixels
+from storyv_lite.runtime.kv_cache import Piece
+from storyv_lite.runtime.language import Language, make_piece
+from storyv_lite.runtime.tokenizer import LanguageTokenizer, TextTokenizer, mentions
+
+Floats = NDArray[np.float32]
+
+
+class Model:
+    """The components of one bundle on one backend."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.dims = bundle.model.dimensions
+        self._sessions: dict[Component, Session] = {}
+
+    def session(self, component: Component) -> Session:
+        """The loaded component; raises `BundleError` or `BackendError`."""
+        if component not in self._sessions:
+            self._sessions[component] = self.backend.open(self.bundle, component)
+        return self._sessions[component]
+
+    def close(self) -> None:
+        """Unload every component; the next verb loads what it needs again."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+        self.__dict__.pop("language", None)
+
+    def text_states(self, caption: str) -> Floats:
+        """A plain caption as conditioning, (1, text_tokens, cross_attention_dim)."""
+        ids = self.text_tokenizer.encode(caption).ids
+        states: Floats = self.session(Component.TEXT_ENCODER).run({"input_ids": ids})["hidden_states"]
+        return states
+
+    @cached_property
+    def null_states(self) -> Floats:
+        """The empty caption, the same for every frame of every story."""
+        return self.text_states("")
+
+    def portraits(self, caption: str) -> Floats:
+        """A caption with the portraits of the characters it names fused in (specification A.3)."""
+        encoded = self.text_tokenizer.encode(caption, self.cast)
+        states = self.text_states(caption)
+        if not encoded.names:
+            return states
+        pixels = [self._portrait(name) for name in encoded.names]
+        encoder = self.session(Component.CHARACTER_ENCODER)
+        embeds = encoder.run({"pixel_values": np.concatenate(pixels)})["image_embeds"]
+        inputs = {"hidden_states": states, "image_embeds": embeds, "positions": encoded.positions}
+        fused: Floats = self.session(Component.FUSION).run(inputs)["fused_states"]
+        return fused
+
+    def map(self, image_states: Floats) -> Floats:
+        """States of the [IMG] tokens (image_tokens, hidden) as conditioning (1, text_tokens, width)."""
+        mapped = self.session(Component.MAPPER).run({"image_states": image_states[None]})
+        conditioning: Floats = mapped["encoder_hidden_states"]
+        return conditioning
+
+    def decode(self, latents: Floats) -> Pixels:
+        """Latents (1, channels, size, size) as a picture (H, W, 3)."""
+        return to_pixels(self.session(Component.VAE_DECODER).run({"latents": latents})["image"])
+
+    def look(self, image: Pixels) -> Floats:
+        """The pixels of a finished frame as visual tokens (visual_tokens, hidden)."""
+        pixels = pixel_values(image, self.dims.vision_image_size)
+        tokens = self.session(Component.VISION_ENCODER).run({"pixel_values": pixels})["visual_tokens"]
+        first: Floats = tokens[0]
+        return first
+
+    def piece(self, frame: int, segments: tuple[Segment, ...], visual: Floats | None = None) -> Piece:
+        """Segments of the prompt as tokens."""
+        return make_piece(frame, segments, self.story_tokenizer, self.dims, visual)
+
+    def names_somebody(self, caption: str) -> bool:
+        """Whether a caption names a character of the cast; otherwise it refers back."""
+        return bool(mentions(caption, self.cast))
+
+    @cached_property
+    def cast(self) -> dict[str, str]:
+        """Names of the characters, each with the file of its portrait."""
+        return {character.name: character.portrait.file for character in self.bundle.characters}
+
+    @cached_property
+    def text_tokenizer(self) -> TextTokenizer:
+        return TextTokenizer(self.bundle.tokenizer("text_encoder"), self.dims.text_tokens)
+
+    @cached_property
+    def story_tokenizer(self) -> LanguageTokenizer:
+        return LanguageTokenizer(self.bundle.tokenizer("language_model"))
+
+    @cached_property
+    def language(self) -> Language:
+        """The language model, its token table memory-mapped."""
+        session = self.backend.open_language_model(self.bundle)
+        self._sessions[Component.LANGUAGE_MODEL] = session
+        return Language(session, self.story_tokenizer, self._token_embedding(), self.dims)
+
+    def _portrait(self, name: str) -> Floats:
+        return pixel_values(read_portrait(self.bundle.file(self.cast[name])), self.dims.vision_image_size)
+
+    def _token_embedding(self) -> NDArray[np.float16]:
+        file = self.bundle.file(self.bundle.variant(Component.TOKEN_EMBEDDING, "table").parts[0].file)
+        try:
+            table: NDArray[np.float16] = np.load(file, mmap_mode="r", allow_pickle=False)
+        except ValueError as fault:
+            raise BundleError(f"`{file}` is no table: {fault}") from fault
+        shape = (self.dims.vocab_size, self.dims.hidden_size)
+        if table.shape != shape or table.dtype != np.float16:
+            raise BundleError(f"`{file}` holds {table.dtype} {table.shape}; float16 {shape} is needed")
+        return table

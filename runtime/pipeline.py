@@ -1,0 +1,265 @@
+"""The story loop: captions in, frames out, each as soon as it is finished.
+
+Knows the order of things (specification D) and who hands what to whom; what a component does is `model`'s
+business, how noise becomes latents `denoiser`'s, what a prompt looks like `prompt`'s. Components are loaded
+when first needed and shared by all stories of a pipeline; each story owns its cache.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storyv_lite.bundle import Bundle, find_bundle
+from storyv_lite.components import Component
+from storyv_lite.errors import ConfigError, StoryError
+from storyv_lite.prompt import history, query
+from storyv_lite.runtime.backends import open_backend
+from storyv_lite.runtime.backends.base import Backend
+from storyv_lite.runtime.denoiser import Conditioning, draw_latents, frame_generator
+from storyv_lite.runtime.images import Pixels
+from storyv_lite.runtime.kv_cache import KVCache, Piece
+from storyv_lite.runtime.language import keep
+from storyv_lite.runtime.model import Model
+from storyv_lite.runtime.schedulers import NoiseSchedule, SamplerTable, sampler_table
+from storyv_lite.story import Story
+
+_WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One finished frame."""
+
+    index: int  # from 0
+    image: Pixels  # (H, W, 3)
+    caption: str
+    seed: int
+    conditioning: str  # "story": by the language model | "portraits": the caption fused with its characters
+    timings_ms: dict[str, float]  # per phase; loading a component counts in the phase that needs it first
+    tokens_read: int  # by the language model, for this frame
+    dropped: tuple[int, ...]  # finished frames that the context had no room for
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the drawing stands: `step` of `steps` in one phase of one frame."""
+
+    frame: int  # from 0
+    frames: int
+    phase: str  # "read" | "draw" | "decode"
+    step: int = 0
+    steps: int = 1
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a story is drawn with, all defaults filled in; belongs into the receipt."""
+
+    seed: int
+    sampler: str
+    num_inference_steps: int
+    guidance_scale: float
+    timestep_spacing: str
+
+
+@dataclass
+class _Clock:
+    """Milliseconds per phase of one frame."""
+
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.timings_ms[phase] = (time.perf_counter() - start) * 1000
+
+
+class _Context:
+    """What the language model knows of one story while it is drawn: finished frames and the cache."""
+
+    def __init__(self, model: Model, captions: list[str]) -> None:
+        self._model = model
+        self._captions = captions
+        self._finished: list[Piece] = []
+        self._cache: KVCache | None = None
+
+    def remember(self, index: int, caption: str, image: Pixels) -> None:
+        """Add a finished frame; its picture is encoded here, once for the whole story."""
+        self._finished.append(self._model.piece(index, history(caption), self._model.look(image)))
+
+    def read(self, index: int, caption: str) -> tuple[NDArray[np.float32], int, tuple[int, ...]]:
+        """States of the [IMG] tokens (image_tokens, hidden), tokens read, and frames that had no room."""
+        if self._cache is None:
+            self._cache = self._model.language.new_cache(self._capacity())
+        wanted = self._model.piece(index, query(caption))
+        kept = keep(self._finished, len(wanted), self._model.bundle.model.context)
+        states = self._model.language.read(kept, wanted, self._cache)
+        frames = {piece.frame for piece in kept}
+        return states, self._cache.calls[-1][1], tuple(i for i in range(index) if i not in frames)
+
+    def _capacity(self) -> int:
+        """Tokens the cache needs at most: the whole story, or as much of it as the context may hold."""
+        begin = 1
+        finished = sum(len(self._model.piece(0, history(caption))) for caption in self._captions)
+        longest = max(len(self._model.piece(0, query(caption))) for caption in self._captions)
+        return min(begin + finished + longest, self._model.bundle.model.context.tokens)
+
+
+class StoryPipeline:
+    """A bundle on a device, ready to draw stories."""
+
+    def __init__(self, bundle: Bundle, backend: Backend, reason: str = "given", batched: bool = True) -> None:
+        """`reason` says why this bundle; without `batched` guidance takes two passes and half the memory."""
+        self.bundle = bundle
+        self.backend = backend
+        self.reason = reason
+        self.batched = batched
+        self.model = Model(bundle, backend)
+
+    @classmethod
+    def from_bundle(
+        cls,
+        path: str | Path | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        batched: bool = True,
+    ) -> "StoryPipeline":
+        """Open a bundle: `path`, else the newest in `./bundles`, else the one that ships.
+
+        Every file is verified. Raises `BundleError` and `BackendError`.
+        """
+        found, reason = find_bundle(path)
+        return cls(Bundle.open(found), open_backend(device, threads), reason, batched)
+
+    def draw(
+        self,
+        story: Story,
+        seed: int = 0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[Frame]:
+        """Draw a story frame by frame; what is not given comes from the bundle.
+
+        Everything is checked before the first frame is begun. Raises `StoryError` and `ConfigError`.
+        """
+        self.check(story)
+        settings = self.settings(seed, num_inference_steps, guidance_scale)
+        captions = [caption.text for caption in story.captions]
+        return self._frames(captions, settings, self._table(settings), on_progress or (lambda progress: None))
+
+    def settings(
+        self, seed: int = 0, num_inference_steps: int | None = None, guidance_scale: float | None = None
+    ) -> Settings:
+        """Fill in the bundle's defaults. Raises `ConfigError`."""
+        default = self.bundle.model.sampler
+        guidance = default.guidance_scale if guidance_scale is None else guidance_scale
+        if seed < 0:
+            raise ConfigError(f"the seed is {seed}; 0 or more is needed", hint="give another with `--seed`")
+        if not 0 <= guidance <= 100:
+            raise ConfigError(
+                f"the guidance scale is {guidance}; 0 to 100 is needed", hint="give another with `--guidance`"
+            )
+        steps = default.num_inference_steps if num_inference_steps is None else num_inference_steps
+        return Settings(seed, default.name, steps, float(guidance), default.timestep_spacing)
+
+    def check(self, story: Story) -> None:
+        """Raise `StoryError` naming every frame whose caption the model cannot read whole; nothing is cut."""
+        if not story.captions:
+            raise StoryError("the story has no captions", hint="write one sentence per frame")
+        limit = self.bundle.model.dimensions.text_tokens
+        counts = [self.model.text_tokenizer.count(caption.text) for caption in story.captions]
+        long = [f"frame {i} needs {count}" for i, count in enumerate(counts, 1) if count > limit]
+        if long:
+            raise StoryError(
+                f"the model reads {limit} tokens per caption: {', '.join(long)}",
+                hint="make the caption shorter, or split it into two sentences",
+            )
+
+    def unknown_words(self, story: Story) -> tuple[str, ...]:
+        """Words of the story that the model has not learned, lower case, in order of appearance."""
+        known = set(self.bundle.vocabulary.get("words", ()))
+        texts = (caption.text.lower().replace("’", "'") for caption in story.captions)
+        words = dict.fromkeys(word for text in texts for word in _WORD.findall(text))
+        return tuple(word for word in words if not {word, word.removesuffix("'s").rstrip("'")} & known)
+
+    def close(self) -> None:
+        """Unload every component."""
+        self.model.close()
+
+    def _frames(
+        self, captions: list[str], settings: Settings, table: SamplerTable, told: OnProgress
+    ) -> Iterator[Frame]:
+        """The loop of specification D.1; a picture is looked at once, when the next frame needs it."""
+        context = _Context(self.model, captions)
+        image: Pixels | None = None
+        dropped: tuple[int, ...] = ()
+        for index, caption in enumerate(captions):
+            clock = _Clock()
+            told(Progress(index, len(captions), "read"))
+            if image is not None:
+                with clock("look"):
+                    context.remember(index - 1, captions[index - 1], image)
+            if index == 0 and self.bundle.model.first_frame == "char_ldm":
+                kind, read = "portraits", 0
+                with clock("portraits"):
+                    story = self.model.portraits(caption)
+            else:
+                kind = "story"
+                with clock("read"):
+                    image_states, read, dropped = context.read(index, caption)
+                with clock("map"):
+                    story = self.model.map(image_states)
+            with clock("text"):
+                conditioning = self._conditioning(caption, story)
+            with clock("draw"):
+                latents = self._draw(conditioning, settings, table, index, len(captions), told)
+            told(Progress(index, len(captions), "decode"))
+            with clock("decode"):
+                image = self.model.decode(latents)
+            yield Frame(index, image, caption, settings.seed, kind, clock.timings_ms, read, dropped)
+
+    def _conditioning(self, caption: str, story: NDArray[np.float32]) -> Conditioning:
+        """What one frame is drawn from; the plain caption is encoded only when an evaluation sees it."""
+        merge = self.bundle.model.merge_step
+        step = merge.named if self.model.names_somebody(caption) else merge.reference
+        null = self.model.null_states
+        return Conditioning(null, self.model.text_states(caption) if step >= 0 else null, story, step)
+
+    def _draw(
+        self,
+        conditioning: Conditioning,
+        settings: Settings,
+        table: SamplerTable,
+        index: int,
+        frames: int,
+        told: OnProgress,
+    ) -> NDArray[np.float32]:
+        dims = self.bundle.model.dimensions
+        return draw_latents(
+            self.model.session(Component.UNET),
+            table,
+            conditioning,
+            settings.guidance_scale,
+            frame_generator(settings.seed, index),
+            (dims.latent_channels, dims.latent_size, dims.latent_size),
+            self.batched,
+            lambda step, steps: told(Progress(index, frames, "draw", step, steps)),
+        )
+
+    def _table(self, settings: Settings) -> SamplerTable:
+        model = self.bundle.model
+        schedule = NoiseSchedule.from_config(model.scheduler, model.prediction_type)
+        return sampler_table(
+            settings.sampler, schedule, settings.num_inference_steps, settings.timestep_spacing
+        )
