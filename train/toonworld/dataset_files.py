@@ -70,7 +70,8 @@ def write_dataset(
     """Draw `stories` stories of `frames` frames into the new folder `folder`; returns what dataset.json says.
 
     The same arguments write the same bytes. `progress` hears how many stories are done. Raises OutputError
-    when the folder holds anything already and not `force`d (files of the same names are replaced), ConfigError for an unknown split or a frame count out of range.
+    when the folder holds anything and `force` is off (on, files of the same names are replaced), ConfigError
+    for an unknown split or a frame count out of range.
     """
     if folder.exists() and not (folder.is_dir() and (force or not any(folder.iterdir()))):
         raise OutputError(f"`{folder}` is not an empty folder", "name another folder, or empty this one")
