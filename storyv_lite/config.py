@@ -55,7 +55,7 @@ class UNetConfig:
     pretrained: str = ""
     sample_size: int = 16
     block_out_channels: tuple[int, ...] = (64, 128, 192)
-    attention_levels: tuple[bool, ...] = (True, True, True)  # SD 1.5: all but the last
+    attention_levels: tuple[bool, ...] = ()  # which levels attend; empty: all (SD 1.5: all but the last)
     layers_per_block: int = 1
     attention_head_dim: int = 32  # width of one head
     num_attention_heads: int = 0  # heads at every level, whatever their width (SD 1.5: 8)
@@ -152,13 +152,13 @@ class AutoencoderStage(StageConfig):
 
 @dataclass(frozen=True)
 class ImageTextStage(StageConfig):
-    max_train_steps: int = 3000
-    train_batch_size: int = 64
+    max_train_steps: int = 1200
+    train_batch_size: int = 64  # frames and single characters
 
 
 @dataclass(frozen=True)
 class StoryLMStage(StageConfig):
-    max_train_steps: int = 2400
+    max_train_steps: int = 2000
     train_batch_size: int = 24  # frames
     learning_rate: float = 1.5e-3
     sample_steps: int = 400
@@ -183,10 +183,13 @@ class CharLDMStage(StageConfig):
 
 @dataclass(frozen=True)
 class AlignStage(StageConfig):
-    max_train_steps: int = 3000
-    train_batch_size: int = 8  # stories
+    max_train_steps: int = 1200
+    train_batch_size: int = 48  # frames
+    sample_steps: int = 300
+    checkpointing_steps: int = 200
     min_frames: int = 2
     max_frames: int = 16
+    drop_prob: float = 0.15  # share of long stories read in the reduced context of bounded memory
     ce_loss_scale: float = 0.5
     gen_loss_scale: float = 1.0
     diffusion_loss_scale: float = 0.0  # the official second trainer's objective, through the frozen UNet

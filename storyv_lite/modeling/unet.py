@@ -13,7 +13,8 @@ def build_unet(config: UNetConfig, latent_channels: int, cross_attention_dim: in
     """
     if config.pretrained:
         return UNet2DConditionModel.from_pretrained(config.pretrained, subfolder="unet")
-    attends, widths = config.attention_levels, config.block_out_channels
+    widths = config.block_out_channels
+    attends = config.attention_levels or (True,) * len(widths)
     heads = tuple(config.num_attention_heads or width // config.attention_head_dim for width in widths)
     return UNet2DConditionModel(
         sample_size=config.sample_size,

@@ -1,0 +1,195 @@
+"""Stage 1: what a batch holds, what is conditioned on what, and that a step learns."""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from storyv_lite.config import CharLDMStage, TrainConfig
+from storyv_lite.errors import BundleError
+from storyv_lite.modeling.autoencoder import ToonAutoencoder
+from storyv_lite.modeling.checkpoints import load_component, save_component
+from storyv_lite.modeling.fusion import Fusion
+from storyv_lite.presets import load_config
+from storyv_lite.train import autoencoder, char_ldm
+from storyv_lite.train.conditioning import Conditioner, load_text_tokenizer, with_portraits
+from storyv_lite.train.data import FrameSet
+from storyv_lite.train.latents import LatentSet
+from storyv_lite.train.toonworld import draw
+from storyv_lite.train.toonworld.corpus import text_corpus
+
+
+def micro(**settings: object) -> TrainConfig:
+    config = load_config("micro")
+    return replace(config, char_ldm=replace(config.char_ldm, **settings))  # type: ignore[arg-type]
+
+
+def write_earlier_stages(out: Path, config: TrainConfig) -> Path:
+    """What `char_ldm` finds in a checkpoint folder, untrained."""
+    torch.manual_seed(0)
+    shape = config.model
+    vae = ToonAutoencoder(
+        latent_channels=shape.autoencoder.latent_channels,
+        block_out_channels=shape.autoencoder.block_out_channels,
+        layers_per_block=shape.autoencoder.layers_per_block,
+        patch_size=shape.autoencoder.patch_size,
+        scale_factor=shape.image_size // shape.unet.sample_size,
+        latents_mean=(0.0,) * shape.autoencoder.latent_channels,
+        latents_std=(0.2,) * shape.autoencoder.latent_channels,
+    )
+    text = CLIPTextConfig(
+        vocab_size=shape.text.vocab_size,
+        hidden_size=shape.text.hidden_size,
+        intermediate_size=shape.text.intermediate_size,
+        num_hidden_layers=shape.text.num_hidden_layers,
+        num_attention_heads=shape.text.num_attention_heads,
+        max_position_embeddings=shape.text.max_position_embeddings,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    vision = CLIPVisionConfig(
+        image_size=shape.vision.image_size,
+        patch_size=shape.vision.patch_size,
+        hidden_size=shape.vision.hidden_size,
+        intermediate_size=shape.vision.intermediate_size,
+        num_hidden_layers=shape.vision.num_hidden_layers,
+        num_attention_heads=shape.vision.num_attention_heads,
+        projection_dim=shape.text.hidden_size,
+    )
+    save_component(vae, out / "autoencoder")
+    save_component(CLIPTextModel(text), out / "text_encoder")
+    save_component(CLIPVisionModelWithProjection(vision), out / "vision_encoder")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=shape.text.vocab_size,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(islice(text_corpus(2000, 0), 2000), trainer)
+    folder = out / "tokenizers" / "text_encoder"
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return out
+
+
+def batches_of(config: TrainConfig, out: Path) -> char_ldm.Batches:
+    folder = out / "state" / "frames-train"
+    frames = FrameSet.open_or_make(folder, config.seed, config.data.frames, "train", config.model.image_size)
+    latents = LatentSet.open_or_make(
+        out / "state" / "latents-train", frames, folder, autoencoder.load(out), out / "autoencoder"
+    )
+    tokenizer = load_text_tokenizer(out, config.model.text.max_position_embeddings)
+    size = config.model.vision.image_size
+    portraits = {name: draw.portrait(name, size) for name in char_ldm.NAMES}
+    return char_ldm.Batches(config, frames, latents, tokenizer, portraits)
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_earlier_stages(tmp_path_factory.mktemp("checkpoint"), micro())
+
+
+def test_a_dropped_condition_is_the_empty_caption_without_characters(earlier: Path) -> None:
+    batches = batches_of(micro(uncondition_prob=1.0, train_batch_size=6), earlier)
+    batch = batches(0)
+    empty = torch.from_numpy(batches.tokenizer.encode("").ids)
+    assert torch.equal(batch.inputs.input_ids, empty.expand(6, -1))
+    assert len(batch.inputs.positions) == len(batch.masks) == 0
+
+
+def test_text_only_samples_keep_their_caption_and_lose_their_pictures(earlier: Path) -> None:
+    batches = batches_of(micro(uncondition_prob=0.0, text_only_prob=1.0), earlier)
+    batch = batches(0)
+    empty = torch.from_numpy(batches.tokenizer.encode("").ids)
+    assert (batch.inputs.input_ids != empty).any(1).all()
+    assert len(batch.inputs.positions) == 0
+
+
+def test_conditions_are_drawn_as_often_as_the_settings_say() -> None:
+    rng, settings = np.random.default_rng(0), CharLDMStage()
+    drawn = [char_ldm.condition(rng, settings) for _ in range(5000)]
+    assert drawn.count("empty") / 5000 == pytest.approx(0.1, abs=0.02)
+    assert drawn.count("text") / 5000 == pytest.approx(0.1, abs=0.02)
+
+
+def test_every_named_actor_gets_a_picture_and_a_mask_at_its_name(earlier: Path) -> None:
+    batches = batches_of(micro(uncondition_prob=0.0, text_only_prob=0.0, train_batch_size=8), earlier)
+    batch = batches(0)
+    inputs = batch.inputs
+    assert inputs.batch_index.unique().tolist() == list(range(8))
+    assert len(inputs.positions) == len(inputs.picture_index) == len(batch.masks)
+    assert int(inputs.picture_index.max()) + 1 == len(inputs.pixel_values)
+    assert float(batch.masks.flatten(1).sum(1).min()) > 0
+    file = Tokenizer.from_file(str(earlier / "tokenizers" / "text_encoder" / "tokenizer.json"))
+    ids = inputs.input_ids[inputs.batch_index, inputs.positions]
+    words = [(file.id_to_token(token) or "").removeprefix("Ġ") for token in ids.tolist()]
+    assert all(any(name.endswith(word) for name in char_ldm.NAMES) for word in words), words
+
+
+def test_a_batch_is_a_function_of_its_step(earlier: Path) -> None:
+    batches = batches_of(micro(), earlier)
+    once, again, other = batches(3), batches(3), batches(4)
+    assert torch.equal(once.latents, again.latents)
+    assert torch.equal(once.inputs.input_ids, again.inputs.input_ids)
+    assert not torch.equal(once.latents, other.latents)
+
+
+def test_pictures_move_only_the_tokens_of_names(earlier: Path) -> None:
+    batches = batches_of(micro(), earlier)
+    text, vision = (load_component(earlier / name) for name in ("text_encoder", "vision_encoder"))
+    conditioner = Conditioner(text, vision, Fusion(64))
+    caption = batches.tokenizer.encode("Milo is waving to Luna in the snow.", batches.portraits)
+    with torch.no_grad():
+        bare = conditioner(
+            with_portraits([batches.tokenizer.encode("Milo is waving to Luna in the snow.")], {})
+        )
+        fused = conditioner(with_portraits([caption], batches.portraits))
+    changed = (bare != fused).any(-1)[0].nonzero().flatten().tolist()
+    assert changed == sorted(caption.positions.tolist()) and len(changed) == 2
+
+
+def test_latents_are_kept_between_openings_until_the_autoencoder_changes(earlier: Path) -> None:
+    config = micro()
+    first = batches_of(config, earlier).latents
+    kept = first(np.arange(4))
+    assert batches_of(config, earlier).latents.encoded[:4].all()
+    assert torch.equal(batches_of(config, earlier).latents(np.arange(4)), kept)
+
+
+def test_a_few_steps_lower_the_loss_and_store_every_component(tmp_path: Path) -> None:
+    config = micro(max_train_steps=24, learning_rate=3e-3, log_steps=1, uncondition_prob=0.0, ema_decay=0.0)
+    config = replace(config, data=replace(config.data, frames=4))
+    out = write_earlier_stages(tmp_path / "out", config)
+    assert char_ldm.train(config, out)
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    losses = [float(line.split('"loss": ')[1].split(",")[0]) for line in lines]
+    assert np.mean(losses[-6:]) < 0.85 * np.mean(losses[:6])
+    for name in ("unet", "fusion", "character_encoder", "text_encoder"):
+        load_component(out / name)
+    assert (out / "scheduler" / "scheduler_config.json").is_file()
+    assert list((out / "samples").glob("char_ldm-*.png"))
+
+
+def test_only_the_last_layers_of_the_character_encoder_learn(tmp_path: Path) -> None:
+    config = micro(trainable_vision_layers=1, max_train_steps=2)
+    out = write_earlier_stages(tmp_path / "out", config)
+    char_ldm.train(config, out)
+    before, after = (load_component(out / n).state_dict() for n in ("vision_encoder", "character_encoder"))
+    changed = {
+        name.split("encoder.layers.")[-1][0] for name in before if not torch.equal(before[name], after[name])
+    }
+    assert changed == {"1"}
+
+
+def test_training_without_the_earlier_stages_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is missing"):
+        char_ldm.train(micro(), tmp_path)

@@ -1,0 +1,195 @@
+"""Recipe: Char-LDM, the first stage of StoryGPT-V. Captions with named characters become frames.
+
+The name of a character is merged with its picture, and an auxiliary loss keeps the attention of that name
+inside the character's mask (specification A.2 to A.5). What differs from the published code: empty captions
+are really empty, character pictures lie on white as portraits do, and the networks are our own small ones,
+so the caption encoder goes on learning.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from storyv_lite.config import CharLDMStage, TrainConfig
+from storyv_lite.errors import BundleError
+from storyv_lite.modeling.attention import attention_mask_loss, record_cross_attention
+from storyv_lite.modeling.checkpoints import has_component, load_component
+from storyv_lite.modeling.fusion import Fusion
+from storyv_lite.modeling.schedule import (
+    build_scheduler,
+    min_snr_weights,
+    spread_timesteps,
+    training_target,
+)
+from storyv_lite.modeling.unet import build_unet
+from storyv_lite.runtime.tokenizer import TextTokenizer
+from storyv_lite.train import autoencoder, preview
+from storyv_lite.train.conditioning import (
+    Conditioner,
+    ConditioningInputs,
+    Pixels,
+    collate,
+    load_text_tokenizer,
+)
+from storyv_lite.train.data import FrameSet
+from storyv_lite.train.latents import LatentSet
+from storyv_lite.train.loop import parameter_groups, run_stage, step_rng
+from storyv_lite.train.toonworld import draw
+from storyv_lite.train.toonworld.cast import CAST
+
+STAGE = "char_ldm"
+PORTRAIT_PROB = 0.5  # a character's picture is its portrait, else a crop of the frame itself
+TEXT_LEARNING_RATE = 0.3  # part of the learning rate that the caption encoder learns with
+MASK_SIZE = 64
+NAMES = tuple(who.name for who in CAST)
+
+
+@dataclass(frozen=True)
+class Batch:
+    latents: Tensor  # (B, C, h, w), normalised
+    inputs: ConditioningInputs
+    masks: Tensor  # (K, MASK_SIZE, MASK_SIZE) in [0,1], one per merged name
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(self.latents.to(device), self.inputs.to(device), self.masks.to(device))
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches as a pure function of the step."""
+
+    config: TrainConfig
+    frames: FrameSet
+    latents: LatentSet
+    tokenizer: TextTokenizer
+    portraits: dict[str, Pixels]
+
+    def __call__(self, step: int) -> Batch:
+        settings, shape = self.config.char_ldm, self.config.model
+        rng = step_rng(self.config.seed, STAGE, step)
+        indices = rng.integers(len(self.frames), size=settings.train_batch_size)
+        covered = self.frames.actor_masks(indices, MASK_SIZE)
+        pictures = list(self.portraits.values())
+        first = {name: slot for slot, name in enumerate(self.portraits)}
+        tokens, chosen, masks = [], [], []
+        for row, index in enumerate(indices.tolist()):
+            kind = condition(rng, settings)
+            caption = "" if kind == "empty" else self.frames.caption(index, rng)
+            actors = {actor.name: i for i, actor in enumerate(self.frames.scenes[index].actors)}
+            names = actors if kind == "characters" else {}
+            encoded = self.tokenizer.encode(caption, names)
+            slots = {}
+            for name in dict.fromkeys(encoded.names):
+                crop = None
+                if rng.random() >= PORTRAIT_PROB:
+                    crop = self.frames.character(index, actors[name], shape.vision.image_size)
+                if crop is None:  # by chance, or hardly anything of the character is visible
+                    slots[name] = first[name]
+                else:
+                    slots[name] = len(pictures)
+                    pictures.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
+            tokens.append(encoded)
+            chosen.append([slots[name] for name in encoded.names])
+            masks += [covered[row, actors[name]] for name in encoded.names]
+        inputs = collate(tokens, pictures, chosen)
+        empty = torch.zeros(0, MASK_SIZE, MASK_SIZE)
+        return Batch(self.latents(indices), inputs, torch.stack(masks) if masks else empty)
+
+
+def condition(rng: np.random.Generator, settings: CharLDMStage) -> str:
+    """What one sample is conditioned on: "empty" (nothing), "text" or "characters"."""
+    draw = rng.random()
+    if draw < settings.uncondition_prob:
+        return "empty"
+    return "text" if draw < settings.uncondition_prob + settings.text_only_prob else "characters"
+
+
+def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | None = None) -> bool:
+    """Train `unet`, `fusion`, `character_encoder` and `text_encoder` in `out`; true when complete.
+
+    Raises `BundleError` when the autoencoder or the encoders have not been trained yet.
+    """
+    settings, shape = config.char_ldm, config.model
+    torch.manual_seed(config.seed)
+    vae = autoencoder.load(out, device)
+    tokenizer = load_text_tokenizer(out, shape.text.max_position_embeddings)
+    conditioner = _build_conditioner(config, out)
+    unet = build_unet(shape.unet, shape.autoencoder.latent_channels, shape.text.hidden_size)
+    scheduler = build_scheduler(shape.unet)
+    scheduler.save_pretrained(out / "scheduler")
+    folder = out / "state" / "frames-train"
+    frames = FrameSet.open_or_make(folder, config.seed, config.data.frames, "train", shape.image_size)
+    latents = LatentSet.open_or_make(
+        out / "state" / "latents-train", frames, folder, vae, out / "autoencoder"
+    )
+    portraits = {name: draw.portrait(name, shape.vision.image_size) for name in NAMES}
+    batches = Batches(config, frames, latents, tokenizer, portraits)
+    recorders = record_cross_attention(unet.to(device)) if settings.reg_weight else []
+
+    def compute_loss(batch: Batch, step: int) -> dict[str, Tensor]:
+        batch = batch.to(device)
+        noise = torch.randn_like(batch.latents)
+        timesteps = spread_timesteps(scheduler, len(noise)).to(device)
+        noisy = scheduler.add_noise(batch.latents, noise, timesteps)
+        predicted = unet(noisy, timesteps, conditioner(batch.inputs)).sample.float()
+        target = training_target(scheduler, batch.latents, noise, timesteps)
+        if random.random() < settings.mask_loss_prob:
+            foreground = _foreground(batch, predicted.shape[-1])
+            predicted, target = predicted * foreground, target * foreground
+        error = (predicted - target).square().mean((1, 2, 3))
+        losses = {"denoising": error.mean().detach()}
+        if settings.snr_gamma:
+            error = error * min_snr_weights(scheduler, timesteps, settings.snr_gamma)
+        loss = error.mean()
+        if recorders:
+            looked = [r.probabilities for r in recorders if r.probabilities is not None]
+            attention = attention_mask_loss(
+                looked, batch.masks, batch.inputs.batch_index, batch.inputs.positions
+            )
+            loss, losses["attention"] = loss + settings.reg_weight * attention, attention.detach()
+        return {"loss": loss, **losses}
+
+    learned: list[nn.Module] = [unet, conditioner.fusion, conditioner.character_encoder]
+    groups = parameter_groups(learned, settings.weight_decay)
+    groups += parameter_groups([conditioner.text_encoder], settings.weight_decay, TEXT_LEARNING_RATE)
+    progress = run_stage(
+        STAGE,
+        settings,
+        {"unet": unet, **vars(conditioner)},
+        batches,
+        compute_loss,
+        out,
+        seed=config.seed,
+        device=device,
+        minutes=minutes,
+        groups=groups,
+        sample=lambda path: preview.draw_sheet(
+            preview.CAPTIONS, portraits, conditioner, unet, vae, tokenizer, scheduler, config, path
+        ),
+    )
+    return progress.done
+
+
+def _build_conditioner(config: TrainConfig, out: Path) -> Conditioner:
+    """Encoders as earlier stages left them; of the character encoder only the last layers learn."""
+    for name in ("text_encoder", "vision_encoder"):
+        if not has_component(out / name):
+            raise BundleError(f"`{out / name}` is missing", hint="storyv-lite train --stage image_text")
+    settings = config.char_ldm
+    text_encoder = load_component(out / "text_encoder").requires_grad_(settings.train_text_encoder)
+    character_encoder = load_component(out / "vision_encoder").requires_grad_(False)
+    layers: nn.ModuleList = character_encoder.vision_model.encoder.layers  # type: ignore[assignment, union-attr]
+    for layer in list(layers)[len(layers) - settings.trainable_vision_layers :]:
+        layer.requires_grad_(True)
+    return Conditioner(text_encoder, character_encoder, Fusion(config.model.text.hidden_size))
+
+
+def _foreground(batch: Batch, size: int) -> Tensor:
+    """Where the named characters of each sample are: (B, 1, size, size) in [0,1]."""
+    union = batch.masks.new_zeros(len(batch.latents), MASK_SIZE, MASK_SIZE)
+    union = union.index_add(0, batch.inputs.batch_index, batch.masks).clamp(max=1)
+    return nn.functional.interpolate(union[:, None], size=(size, size), mode="bilinear", align_corners=False)
