@@ -33,6 +33,6 @@ def make(
     make_folder(out, force)
     write_dataset(out, stories, frames, seed=seed, force=force)
     say(f"wrote {out}: {stories * frames} pictures with masks, {stories} stories")
-    say(f"next: storyv-lite train --set data.folder={out}")
+    say("next: read docs/reference/dataset.md for what each file holds, or storyv-lite train")
     if as_json:
         say_json({"folder": str(out), "stories": stories, "frames": stories * frames})
