@@ -152,7 +152,7 @@ class AutoencoderStage(StageConfig):
 
 @dataclass(frozen=True)
 class ImageTextStage(StageConfig):
-    max_train_steps: int = 1200
+    max_train_steps: int = 700
     train_batch_size: int = 64  # frames and single characters
 
 
