@@ -57,7 +57,7 @@ def _measure(
             for label, frame, ok in zip(labels, frames, right.tolist(), strict=True):
                 whole[frame] &= ok
                 if label in names:
-                    for key in _keys(telling, frame, names[label]):
+                    for key in reference_keys(telling, frame, names[label]):
                         counts[key][0] += ok
                         counts[key][1] += 1
             counts["frames"][0] += sum(whole.values())
@@ -72,7 +72,7 @@ def _frames(telling: Telling) -> list[PackedFrame]:
     ]
 
 
-def _keys(telling: Telling, frame: int, name: str) -> list[str]:
+def reference_keys(telling: Telling, frame: int, name: str) -> list[str]:
     """What one name counts for: `named`, or `resolved`, its kind of reference and its distance."""
     said = [set(text.lower().replace(",", " ").replace(".", " ").split()) for text in telling.reference]
     if name in said[frame]:

@@ -100,11 +100,12 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
 def spelled_out(telling: Telling, rng: np.random.Generator, drop_prob: float) -> list[PackedFrame]:
     """A story without pictures: answers are full captions, and so are some of the picture slots."""
     spelled = rng.random() < SPELLED_PICTURES
-    frames = []
+    frames, last = [], len(telling) - 1
     for frame, target in window(telling.names, rng, drop_prob):
         caption, answer = told(telling, frame, rng, ORIGINAL_CAPTION)
         past = in_words(history(caption), answer) if spelled else text_history(caption)
-        frames.append(PackedFrame(query(caption) if target else None, past, f" {answer}"))
+        asked, kept = query(caption) if target else None, past if frame < last else None
+        frames.append(PackedFrame(asked, kept, f" {answer}"))
     return frames
 
 

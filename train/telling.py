@@ -10,6 +10,7 @@ from math import exp, log
 import numpy as np
 
 from storyv_lite.train.toonworld.references import WINDOW
+from storyv_lite.train.toonworld.scene import Scene
 from storyv_lite.train.toonworld.stories import sample_story
 
 RECENT = WINDOW + 1  # frames that a reduced context keeps before a target: no reference reaches further back
@@ -17,13 +18,14 @@ RECENT = WINDOW + 1  # frames that a reduced context keeps before a target: no r
 
 @dataclass(frozen=True)
 class Telling:
-    """One story; `spelled` writes out what `reference` leaves to the reader, `names` are those shown."""
+    """One story; `spelled` writes out what `reference` leaves to the reader; `names` are those shown."""
 
     seed: int
     reference: tuple[str, ...]
     original: tuple[str, ...]
     spelled: tuple[str, ...]
     names: tuple[tuple[str, ...], ...]
+    scenes: tuple[Scene, ...]
 
     def __len__(self) -> int:
         return len(self.original)
@@ -32,7 +34,9 @@ class Telling:
 def tell(seed: int, frames: int, split: str) -> Telling:
     """The texts of one toon story."""
     story = sample_story(seed, frames, split)
-    columns = zip(*((f.reference, f.original, f.spelled, f.names) for f in story.frames), strict=True)
+    columns = zip(
+        *((f.reference, f.original, f.spelled, f.names, f.scene) for f in story.frames), strict=True
+    )
     return Telling(story.seed, *columns)
 
 

@@ -1,0 +1,205 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from storyv_lite.components import Dimensions
+from storyv_lite.config import (
+    AlignStage,
+    AutoencoderConfig,
+    LanguageConfig,
+    MapperConfig,
+    ModelConfig,
+    TextConfig,
+    TrainConfig,
+    UNetConfig,
+    VisionConfig,
+)
+from storyv_lite.errors import BundleError
+from storyv_lite.modeling.checkpoints import load_component, read_checkpoint
+from storyv_lite.modeling.packing import Kind
+from storyv_lite.train import align
+from storyv_lite.train.alignment import Aligned, exchange
+from storyv_lite.train.conditioning import Conditioner, load_text_tokenizer
+from storyv_lite.train.language_tokenizer import load_language_tokenizer, vocabulary_of
+from storyv_lite.train.telling import RECENT, tell, window
+from storyv_lite.train.toonworld import draw
+from storyv_lite.train.toonworld.cast import CAST
+from tests.tiny import write_tiny_checkpoint
+
+
+def tiny_config(folder: Path, **stage: object) -> TrainConfig:
+    """The configuration that fits the tiny checkpoint of the tests."""
+    d = Dimensions(**read_checkpoint(folder)["dimensions"])
+    return TrainConfig(
+        preset="tiny",
+        model=ModelConfig(
+            image_size=d.image_size,
+            autoencoder=AutoencoderConfig(latent_channels=d.latent_channels),
+            text=TextConfig(hidden_size=d.cross_attention_dim, max_position_embeddings=d.text_tokens),
+            vision=VisionConfig(image_size=d.vision_image_size),
+            unet=UNetConfig(sample_size=d.latent_size),
+            language=LanguageConfig(
+                vocab_size=d.vocab_size - d.image_tokens,
+                hidden_size=d.hidden_size,
+                image_tokens=d.image_tokens,
+                visual_tokens=d.visual_tokens,
+            ),
+            mapper=MapperConfig(
+                hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+            ),
+        ),
+        align=replace(
+            AlignStage(
+                max_train_steps=2,
+                train_batch_size=4,
+                max_frames=4,
+                lr_warmup_steps=1,
+                sample_steps=100,
+                checkpointing_steps=1,
+                mixed_precision="no",
+            ),
+            **stage,  # type: ignore[arg-type]
+        ),
+    )
+
+
+def fresh_parts(folder: Path) -> None:
+    """Remove what the stage itself makes."""
+    for name in ("mapper", "visual_projection"):
+        (folder / name / "model.safetensors").unlink()
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> tuple[align.Batches, Aligned]:
+    folder = write_tiny_checkpoint(tmp_path / "tiny")
+    config = tiny_config(folder)
+    names = ("text_encoder", "character_encoder", "fusion", "vision_encoder")
+    frozen = [load_component(folder / name).requires_grad_(False) for name in names]
+    torch.manual_seed(0)
+    lm, mapper = align.build(config, folder, frozen[3], frozen[0])
+    tokenizer = load_text_tokenizer(folder, config.model.text.max_position_embeddings)
+    portraits = {who.name: draw.portrait(who.name, config.model.vision.image_size) for who in CAST}
+    vocabulary = vocabulary_of(load_language_tokenizer(folder), config.model.language, lm.table.shape[0])
+    aligned = Aligned(lm, mapper, Conditioner(*frozen[:3]), frozen[3], tokenizer, portraits)
+    return align.Batches(config, vocabulary, tokenizer, portraits), aligned
+
+
+def test_overfitting_one_story_halves_the_loss(parts: tuple[align.Batches, Aligned]) -> None:
+    batches, aligned = parts
+    batch = batches.of([tell(5, 4, "train")], np.random.default_rng(0), 0.0, 0.0)
+    learned = [*aligned.lm.parameters(), *aligned.mapper.parameters()]
+    optimizer = torch.optim.AdamW(learned, lr=5e-3)
+    history = []
+    for _ in range(60):
+        losses = align.losses(aligned, batch, AlignStage())
+        losses["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append({name: float(value.detach()) for name, value in losses.items()})
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert history[-1]["alignment"] < 0.5 * history[0]["alignment"]
+
+
+def test_every_frame_is_a_target_and_every_finished_frame_a_picture(
+    parts: tuple[align.Batches, Aligned],
+) -> None:
+    batches, aligned = parts
+    batch = batches.of([tell(5, 4, "train"), tell(6, 4, "train")], np.random.default_rng(0), 0.5, 0.0)
+    shape = batches.config.model.language
+    assert len(batch.targets.input_ids) == 8 and len(batch.pixels) == 6
+    assert int((batch.stories.kinds == Kind.PICTURE).sum()) == 6 * shape.visual_tokens
+    assert int((batch.stories.kinds == Kind.IMAGE).sum()) == 8 * shape.image_tokens
+
+
+def test_the_target_is_the_fused_embedding_of_the_caption_in_full_words(
+    parts: tuple[align.Batches, Aligned],
+) -> None:
+    batches, aligned = parts
+    telling = tell(5, 4, "train")
+    batch = batches.of([telling], np.random.default_rng(0), 0.0, 0.0)
+    assert telling.reference[1] != telling.spelled[1]
+    expected = aligned.conditioning(list(telling.spelled), "cpu")
+    torch.testing.assert_close(aligned.conditioner(batch.targets), expected)
+
+
+def test_a_batch_is_a_function_of_its_step(parts: tuple[align.Batches, Aligned]) -> None:
+    batches, _ = parts
+    assert torch.equal(batches(7).stories.input_ids, batches(7).stories.input_ids)
+    assert batches(7).stories.input_ids.shape != batches(8).stories.input_ids.shape or not torch.equal(
+        batches(7).stories.input_ids, batches(8).stories.input_ids
+    )
+
+
+def test_a_reduced_context_keeps_introductions_and_all_antecedents_of_its_targets() -> None:
+    rng, reduced = np.random.default_rng(0), 0
+    for seed in range(30):
+        names = tell(seed, 16, "train").names
+        kept = window(names, rng, drop_prob=1.0)
+        frames = [frame for frame, _ in kept]
+        assert frames == sorted(set(frames)) and frames[-1] == 15
+        reduced += len(kept) < 16
+        first_seen = {
+            name: next(i for i, shown in enumerate(names) if name in shown) for n in names for name in n
+        }
+        assert set(first_seen.values()) <= set(frames)
+        for position, (frame, target) in enumerate(kept):
+            before = frames[:position]
+            whole = before == list(range(frame))
+            assert not target or whole or set(range(frame - RECENT, frame)) <= set(before)
+    assert reduced > 15
+
+
+def test_a_trainable_language_model_learns_and_a_frozen_one_keeps_all_but_its_image_rows(
+    tmp_path: Path,
+) -> None:
+    for trainable in (True, False):
+        folder = write_tiny_checkpoint(tmp_path / str(trainable))
+        before = load_component(folder / "language_model").state_dict()
+        config = tiny_config(folder)
+        language = replace(config.model.language, trainable=trainable)
+        config = replace(config, model=replace(config.model, language=language))
+        assert align.train(config, folder)
+        after = load_component(folder / "language_model").state_dict()
+        name = "model.embed_tokens.weight"
+        rows = language.image_tokens
+        assert not torch.equal(after[name][-rows:], before[name][-rows:])
+        assert torch.equal(after[name][:-rows], before[name][:-rows]) != trainable
+        assert torch.equal(after["model.norm.weight"], before["model.norm.weight"]) != trainable
+        record = read_checkpoint(folder)["stages"]["align"]
+        assert record["steps"] == 2 and record["done"]
+
+
+def test_the_report_tells_distance_and_retrieval_of_validation_stories(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "tiny")
+    assert align.train(tiny_config(folder, max_train_steps=1), folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (report,) = [line["validation"] for line in lines if "validation" in line]
+    assert report["l2"] > 0 and -1 <= report["cosine"] <= 1
+    right, total = report["retrieval"]["resolved"]
+    assert 0 <= right <= total and total > 50
+
+
+def test_the_diffusion_loss_reaches_the_mapper_through_the_frozen_denoiser(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "tiny")
+    config = tiny_config(folder, diffusion_loss_scale=1.0)
+    unet = load_component(folder / "unet").requires_grad_(False)
+    torch.manual_seed(0)
+    loss = align.DiffusionLoss(config, folder, unet, "cpu")
+    d = Dimensions(**read_checkpoint(folder)["dimensions"])
+    predicted = torch.randn(2, d.text_tokens, d.cross_attention_dim, requires_grad=True)
+    loss(predicted, torch.zeros(2, 3, d.image_size, d.image_size)).backward()
+    assert predicted.grad is not None and predicted.grad.abs().sum() > 0
+    assert align.train(config, folder)
+
+
+def test_a_name_is_exchanged_as_a_whole_word_in_any_case() -> None:
+    assert exchange("Milo waves to milo at Milos.", "milo", "luna") == "luna waves to luna at Milos."
+
+
+def test_a_missing_stage_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="language_model"):
+        align.train(TrainConfig(), tmp_path)

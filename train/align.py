@@ -1,0 +1,237 @@
+"""Recipe: stage 2 of StoryGPT-V. The language model's [IMG] states become what Char-LDM is conditioned on.
+
+Inputs are stories with references and their true pictures; the target of every frame is the fused embedding
+of its caption in full words (specification C.3, first trainer: L2 norm per token, plus cross-entropy). All
+frames of a story are targets of one pass. The paper freezes its 7B model; ours is small and learns on, which
+`model.language.trainable` says. What differs besides: pictures are sometimes noisy, wrong or missing, because
+the runtime feeds back its own, and long stories are sometimes read in the reduced context of bounded memory.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from storyv_lite.config import AlignStage, TrainConfig
+from storyv_lite.errors import BundleError
+from storyv_lite.modeling.checkpoints import has_component, load_component, save_component
+from storyv_lite.modeling.mapper import Mapper
+from storyv_lite.modeling.packing import PackedFrame, PackedStories, Vocabulary, collate, pack
+from storyv_lite.modeling.schedule import build_scheduler, training_target
+from storyv_lite.modeling.story_lm import StoryLM, VisualProjection
+from storyv_lite.prompt import history, query
+from storyv_lite.runtime.tokenizer import TextTokenizer
+from storyv_lite.train import autoencoder
+from storyv_lite.train.alignment import Aligned, alignment, pooled_pictures
+from storyv_lite.train.conditioning import (
+    Conditioner,
+    ConditioningInputs,
+    Pixels,
+    load_text_tokenizer,
+    pixel_values,
+    with_portraits,
+)
+from storyv_lite.train.language_tokenizer import PAD, load_language_tokenizer, vocabulary_of
+from storyv_lite.train.loop import parameter_groups, run_stage, step_rng
+from storyv_lite.train.telling import Telling, story_length, tell, told, window
+from storyv_lite.train.toonworld import draw
+from storyv_lite.train.toonworld.cast import CAST
+
+STAGE = "align"
+ORIGINAL_CAPTION = 0.3  # share of captions that leave nothing out
+LANGUAGE_LEARNING_RATE = 0.3  # part of the learning rate for a language model that has already learned
+NO_PICTURE, WRONG_PICTURE = 0.1, 0.05  # shares of pictures that are missing, or another frame's
+PICTURE_NOISE = 0.2  # most noise on a picture's vector, in its own spread
+LONG_FROM = 0.4  # part of the steps after which stories have their full length
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Stories, the pictures in their slots, and for every target what it is to become."""
+
+    stories: PackedStories
+    pixels: Tensor  # (pictures, 3, S, S) as the vision encoder reads them
+    targets: ConditioningInputs
+    frames: Tensor  # (targets, 3, image, image) in [-1,1], empty without the diffusion loss
+
+    def to(self, device: torch.device | str) -> "Batch":
+        place = torch.device(device)
+        return Batch(*(getattr(self, name).to(place) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches as a pure function of the step; `train_batch_size` counts frames."""
+
+    config: TrainConfig
+    vocabulary: Vocabulary
+    tokenizer: TextTokenizer
+    portraits: dict[str, Pixels]
+
+    def __call__(self, step: int) -> Batch:
+        settings = self.config.align
+        rng = step_rng(self.config.seed, STAGE, step)
+        grown = min(1.0, 0.2 + step / max(1.0, LONG_FROM * settings.max_train_steps))
+        longest = settings.min_frames + (settings.max_frames - settings.min_frames) * grown
+        frames = story_length(rng, settings.min_frames, longest)
+        count = max(1, settings.train_batch_size // frames)
+        tellings = [tell(int(rng.integers(2**30)), frames, "train") for _ in range(count)]
+        return self.of(tellings, rng, ORIGINAL_CAPTION, settings.drop_prob)
+
+    def of(
+        self, tellings: list[Telling], rng: np.random.Generator, original_prob: float, drop_prob: float
+    ) -> Batch:
+        """One batch of these stories."""
+        shape, drawn = self.config.model, self.config.align.diffusion_loss_scale > 0
+        stories, pictures, answers, frames = [], [], [], []
+        for telling in tellings:
+            kept = window(telling.names, rng, drop_prob)
+            packed = []
+            for frame, target in kept:
+                caption, answer = told(telling, frame, rng, original_prob)
+                past = history(caption) if frame < len(telling) - 1 else None
+                packed.append(PackedFrame(query(caption) if target else None, past))
+                if past is not None:
+                    pictures.append(draw.render(telling.scenes[frame], shape.vision.image_size).image)
+                if target:
+                    answers.append(self.tokenizer.encode(answer, self.portraits))
+                if target and drawn:
+                    frames.append(draw.render(telling.scenes[frame], shape.image_size).image)
+            stories.append(pack(packed, self.vocabulary))
+        targets = with_portraits(answers, self.portraits)
+        return Batch(collate(stories, PAD), pixel_values(pictures), targets, pixel_values(frames))
+
+
+def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | None = None) -> bool:
+    """Train `mapper`, `visual_projection` and the language model (or its [IMG] rows); true when done.
+
+    Raises `BundleError` when an earlier stage has not been trained yet.
+    """
+    settings, shape = config.align, config.model
+    needed = ("language_model", "text_encoder", "character_encoder", "fusion", "vision_encoder", "unet")
+    for name in needed:
+        if not has_component(out / name):
+            raise BundleError(f"`{out / name}` is missing", hint="storyv-lite train")
+    torch.manual_seed(config.seed)
+    frozen = {name: load_component(out / name).requires_grad_(False).to(device) for name in needed[1:]}
+    conditioner = Conditioner(*(frozen[name] for name in needed[1:4]))
+    lm, mapper = build(config, out, frozen["vision_encoder"], frozen["text_encoder"])
+    lm.to(device)
+    vocabulary = vocabulary_of(load_language_tokenizer(out), shape.language, lm.table.shape[0])
+    tokenizer = load_text_tokenizer(out, shape.text.max_position_embeddings)
+    portraits = {who.name: draw.portrait(who.name, shape.vision.image_size) for who in CAST}
+    batches = Batches(config, vocabulary, tokenizer, portraits)
+    aligned = Aligned(lm, mapper, conditioner, frozen["vision_encoder"], tokenizer, portraits)
+    denoising = DiffusionLoss(config, out, frozen["unet"], device) if settings.diffusion_loss_scale else None
+
+    def compute_loss(batch: Batch, step: int) -> dict[str, Tensor]:
+        return losses(aligned, batch.to(device), settings, denoising)
+
+    def sample(path: Path) -> None:
+        report = alignment(aligned, batches.of, config.seed, device)
+        line = {"stage": STAGE, "step": int(path.stem.rpartition("-")[2]), "validation": report}
+        with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    learned: dict[str, nn.Module] = {"mapper": mapper, "visual_projection": lm.visual_projection}
+    groups = parameter_groups([*learned.values(), lm.image_rows], settings.weight_decay)
+    if shape.language.trainable:
+        learned["language_model"] = lm.language_model
+        groups += parameter_groups([lm.language_model], settings.weight_decay, LANGUAGE_LEARNING_RATE)
+    progress = run_stage(
+        STAGE,
+        settings,
+        learned,
+        batches,
+        compute_loss,
+        out,
+        seed=config.seed,
+        device=device,
+        minutes=minutes,
+        extras={"image_rows": lm.image_rows},
+        groups=groups,
+        sample=sample,
+    )
+    if not shape.language.trainable:  # a frozen model is written once, with the rows it got
+        save_component(lm.language_model, out / "language_model")
+    return progress.done
+
+
+def losses(
+    aligned: Aligned, batch: Batch, settings: AlignStage, denoising: "DiffusionLoss | None" = None
+) -> dict[str, Tensor]:
+    """The weighted sum `loss` and its parts, unweighted."""
+    lm = aligned.lm
+    lm.rescale_image_rows()
+    with torch.no_grad():
+        pooled = worn(pooled_pictures(aligned.vision_encoder, batch.pixels))
+        target = aligned.conditioner(batch.targets).float()
+    hidden = lm(batch.stories, pooled)
+    predicted = aligned.mapper(lm.image_states(hidden, batch.stories)).float()
+    parts = {
+        "alignment": (predicted - target).norm(dim=-1).mean(),
+        "language": lm.language_loss(hidden, batch.stories).mean(),
+    }
+    loss = settings.gen_loss_scale * parts["alignment"] + settings.ce_loss_scale * parts["language"]
+    if denoising is not None:
+        parts["denoising"] = denoising(predicted, batch.frames)
+        loss = loss + settings.diffusion_loss_scale * parts["denoising"]
+    return {"loss": loss, **parts}
+
+
+def build(
+    config: TrainConfig, out: Path, vision_encoder: nn.Module, text_encoder: nn.Module
+) -> tuple[StoryLM, Mapper]:
+    """The language model of the checkpoint with a fresh visual projection, and a fresh mapper."""
+    shape = config.model
+    model = load_component(out / "language_model").requires_grad_(shape.language.trainable)
+    table = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    visual = VisualProjection(
+        vision_hidden_size=vision_encoder.config.hidden_size,  # type: ignore[union-attr, arg-type]
+        visual_tokens=shape.language.visual_tokens,
+        hidden_size=table.shape[1],
+        norm=float(table.norm(dim=-1).mean()),
+    )
+    mapper = Mapper(
+        hidden_size_in=table.shape[1],
+        hidden_size=shape.mapper.hidden_size,
+        layers=shape.mapper.num_hidden_layers,
+        heads=shape.mapper.num_attention_heads,
+        intermediate_size=shape.mapper.intermediate_size,
+        image_tokens=shape.language.image_tokens,
+        text_tokens=shape.text.max_position_embeddings,
+        cross_attention_dim=text_encoder.config.hidden_size,  # type: ignore[union-attr, arg-type]
+    )
+    return StoryLM(model, shape.language.image_tokens, visual), mapper
+
+
+def worn(pooled: Tensor) -> Tensor:
+    """Pictures' vectors (N, C) as a runtime with its own pictures might see them: noisy, wrong or missing."""
+    count = len(pooled)
+    noise = PICTURE_NOISE * torch.rand(count, 1, device=pooled.device) * pooled.std()
+    seen = pooled + noise * torch.randn_like(pooled)
+    fate = torch.rand(count, 1, device=pooled.device)
+    seen = torch.where(fate < WRONG_PICTURE, seen[torch.randperm(count, device=pooled.device)], seen)
+    return torch.where(fate > 1 - NO_PICTURE, torch.zeros_like(seen), seen)
+
+
+class DiffusionLoss:
+    """The objective of the published second trainer: what the frozen denoiser makes of the embedding."""
+
+    def __init__(self, config: TrainConfig, out: Path, unet: nn.Module, device: str) -> None:
+        self.unet, self.vae = unet, autoencoder.load(out, device)
+        self.scheduler = build_scheduler(config.model.unet)
+
+    def __call__(self, predicted: Tensor, frames: Tensor) -> Tensor:
+        """Mean squared error for conditioning (N,T,C) and its frames (N,3,S,S) in [-1,1] (spec H 26)."""
+        with torch.no_grad():
+            latents = self.vae.normalize(self.vae.encode(frames).latent_dist.mode().float())
+        noise = torch.randn_like(latents)
+        steps = self.scheduler.config.num_train_timesteps
+        timesteps = torch.randint(steps, (len(latents),), device=latents.device)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        answer = self.unet(noisy, timesteps, predicted).sample.float()
+        return (answer - training_target(self.scheduler, latents, noise, timesteps)).square().mean()
