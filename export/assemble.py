@@ -3,6 +3,7 @@
 Knows the order of the work and what goes into the manifest; how each step is done stands in the step's file.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -28,7 +29,7 @@ from storyv_lite.bundle import (
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.errors import BundleError, OutputError
 from storyv_lite.export.calibrate import Calibration, Feed, activation_ranges, calibrate
-from storyv_lite.export.capture import DATA, GRAPH, capture, load_graph, save_graph
+from storyv_lite.export.capture import DATA, GRAPH, capture, load_graph, quiet, save_graph
 from storyv_lite.export.quantize import assert_cannot_saturate, quantize, static_tensors
 from storyv_lite.export.specs import GRAPHS, build, token_table
 from storyv_lite.export.verify import CASES, save_cases, verify
@@ -99,7 +100,7 @@ def _write_wide(checkpoint: Path, record: Mapping[str, Any], wide: Path, progres
     components: dict[Component, tuple[Variant, ...]] = {}
     for component in GRAPHS:
         progress(f"capture {component}")
-        save_graph(capture(build(component, checkpoint, dims), component, dims), wide / component)
+        save_graph(capture(_module(component, checkpoint, dims), component, dims), wide / component)
         components[component] = (_variant(wide, component, "fp32", {}),)
     components[Component.TOKEN_EMBEDDING] = (_write_table(checkpoint, wide),)
     _finish(checkpoint, record, wide, "fp32", components)
@@ -123,7 +124,7 @@ def _write_bundle(
         quantized = quantize(model, schemes[component], ranges)
         assert_cannot_saturate(quantized)
         save_graph(quantized, bundle / component)
-        module = build(component, checkpoint, dims)
+        module = _module(component, checkpoint, dims)
         save_cases(bundle / component, _references(module, component, dims, feeds))
     progress("verify every component")
     names = {str(component): schemes[component].name for component in GRAPHS}
@@ -134,6 +135,11 @@ def _write_bundle(
         components[component] = (_variant(bundle, component, names[component], parity[component]),)
     components[Component.TOKEN_EMBEDDING] = (_write_table(checkpoint, bundle),)
     _finish(checkpoint, record, bundle, name, components)
+
+
+def _module(component: Component, checkpoint: Path, dims: Dimensions) -> nn.Module:
+    with quiet():  # the libraries talk while they load
+        return build(component, checkpoint, dims)
 
 
 def _references(
@@ -214,8 +220,6 @@ def checkpoint_hash(checkpoint: Path) -> str:
 
     `checkpoint.json` itself is left out: it also counts seconds and resumed runs.
     """
-    import hashlib
-
     total = hashlib.sha256()
     patterns = ("*/config.json", "*/model.safetensors", "scheduler/*.json", "tokenizers/*/tokenizer.json")
     files = [file for pattern in (*patterns, "characters/*", "vocabulary.json") for file in checkpoint.glob(pattern)]

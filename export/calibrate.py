@@ -1,8 +1,9 @@
-"""What each component really sees: the calibration stories are drawn once with the float32 graphs.
+"""What each component really sees: calibration stories are drawn with the float32 graphs, and listened to.
 
 Knows how to listen to a run and how to choose the range of an activation; the drawing itself is the runtime's.
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,101 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from storyv_lite.bundle import Bundle
-from storyv_lite.components import Component, signature
-from storyv_lite.export.specs import GRAPHS, dummy_inputs
+from storyv_lite.components import Component
+from storyv_lite.errors import BundleError
+from storyv_lite.runtime.backends import open_backend
+from storyv_lite.runtime.backends.base import Backend, CacheStorage, LanguageSession, Session, Tensors
+from storyv_lite.runtime.pipeline import StoryPipeline
+from storyv_lite.story import Caption, Story
 
 Feed = Mapping[str, NDArray[Any]]
 Calibration = Mapping[Component, list[Feed]]
 
-STORIES = 4  # drawn for calibration; activations of more stories look the same
-KEPT = 4096  # values of one tensor and one feed that its range is chosen from
+STORIES, FRAMES = 4, 3  # drawn for calibration; activations of more of them look the same
+KEPT_FEEDS = 64  # calls kept per component, drawn by lot from all of them
+KEPT_VALUES = 4096  # values of one tensor and one call that its range is chosen from
 SHRINK = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # candidate ranges, as parts of the whole
 
 
 def calibrate(wide: Path, stories: Sequence[Mapping[str, Any]], progress: Callable[[str], None]) -> Calibration:
-    """Inputs of every graph while the first stories are drawn with the float32 bundle `wide`."""
-    dims = Bundle.open(wide, verify=False).model.dimensions
-    feeds: dict[Component, list[Feed]] = {}
-    for component in GRAPHS:
-        specs = signature(component, dims)
-        tensors = dummy_inputs(specs)
-        feeds[component] = [{s.name: t.numpy() for s, t in zip(specs.inputs, tensors, strict=True)}]
-    return feeds
+    """Inputs of every graph while the first stories are drawn with the float32 bundle `wide`.
+
+    Raises `BundleError` when there is no story to draw.
+    """
+    if not stories:
+        raise BundleError("the checkpoint has no calibration stories", hint="storyv-lite train")
+    listener = Listener(open_backend("cpu"))
+    pipeline = StoryPipeline(Bundle.open(wide, verify=False), listener)
+    for index, story in enumerate(stories[:STORIES]):
+        progress(f"draw calibration story {index + 1} of {min(STORIES, len(stories))}")
+        captions = tuple(Caption(text) for text in story["captions"][:FRAMES])
+        for _ in pipeline.draw(Story(captions), seed=int(story.get("seed", index))):
+            pass
+        for caption in story["original"][:FRAMES]:  # names spelled out: the encoders of characters run too
+            pipeline.model.portraits(caption)
+    pipeline.close()
+    return listener.feeds
+
+
+class Listener:
+    """A backend that remembers what the components of another were fed."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.feeds: dict[Component, list[Feed]] = {}
+        self._calls: dict[Component, int] = {}
+        self._lot = random.Random(0)
+        self._backend = backend
+        self.name, self.device, self.provider = backend.name, backend.device, backend.provider
+        self.reason = backend.reason
+
+    def open(self, bundle: Bundle, component: Component) -> "_Heard":
+        return _Heard(self._backend.open(bundle, component), component, self)
+
+    def open_language_model(self, bundle: Bundle) -> "_HeardLanguage":
+        return _HeardLanguage(self._backend.open_language_model(bundle), Component.LANGUAGE_MODEL, self)
+
+    def versions(self) -> dict[str, str]:
+        return self._backend.versions()
+
+    def hear(self, component: Component, feed: Feed) -> None:
+        """Keep a feed; beyond `KEPT_FEEDS`, each call so far has the same chance to be among the kept."""
+        feeds = self.feeds.setdefault(component, [])
+        self._calls[component] = calls = self._calls.get(component, 0) + 1
+        place = len(feeds) if len(feeds) < KEPT_FEEDS else self._lot.randrange(calls)
+        if place < KEPT_FEEDS:
+            feeds[place : place + 1] = [{name: np.array(array) for name, array in feed.items()}]
+
+
+class _Heard:
+    def __init__(self, session: Session, component: Component, listener: Listener) -> None:
+        self._session, self._component, self._listener = session, component, listener
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+        self._listener.hear(self._component, inputs)
+        return self._session.run(inputs)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+class _HeardLanguage(_Heard):
+    def __init__(self, session: LanguageSession, component: Component, listener: Listener) -> None:
+        super().__init__(session, component, listener)
+        self._language = session
+
+    def new_cache(self, capacity: int) -> CacheStorage:
+        return self._language.new_cache(capacity)
+
+    def read(
+        self, inputs_embeds: NDArray[np.float32], storage: CacheStorage, past_length: int
+    ) -> NDArray[np.float32]:
+        feed: dict[str, NDArray[Any]] = {"inputs_embeds": inputs_embeds}
+        feed["attention_mask"] = np.ones((1, past_length + inputs_embeds.shape[1]), dtype=np.int64)
+        for name, tensor in storage.to_host(past_length).items():
+            part, layer = name.split(".")
+            feed[f"past_key_values.{layer}.{part}"] = tensor[:, :, :past_length]
+        self._listener.hear(self._component, feed)
+        return self._language.read(inputs_embeds, storage, past_length)
 
 
 def activation_ranges(
@@ -43,20 +119,21 @@ def activation_ranges(
         return {}
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
-    known = {value.name for value in (*probe.graph.output, *probe.graph.input)}
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
+    taken = {value.name for value in probe.graph.input}
+    inner = [name for name in tensors if name not in taken]
+    given = {value.name for value in probe.graph.output}
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner if name not in given)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = onnxruntime.InferenceSession(
         probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    inner = [name for name in tensors if name not in {value.name for value in probe.graph.input}]
     samples: dict[str, list[NDArray[Any]]] = {name: [] for name in tensors}
     for feed in feeds:
-        answers = dict(zip(inner, session.run(inner, dict(feed)), strict=True))
+        seen = {**feed, **dict(zip(inner, session.run(inner, dict(feed)), strict=True))}
         for name in tensors:
-            values = answers.get(name, feed.get(name)).ravel()
-            kept = values[:: max(1, values.size // KEPT)]
+            values = seen[name].ravel()
+            kept = values[:: max(1, values.size // KEPT_VALUES)]
             samples[name].append(np.concatenate([kept, [values.min(), values.max()]]))
     return {name: choose_range(np.concatenate(parts)) for name, parts in samples.items()}
 

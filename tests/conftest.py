@@ -1,5 +1,6 @@
-"""Fixtures that every test may use: one tiny checkpoint and the bundle exported from it, once per run."""
+"""Fixtures that every test may use: one tiny checkpoint and the bundles exported from it, once per run."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -11,9 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder of random weights at the smallest useful size; do not write into it."""
-    from tests.tiny import write_tiny_checkpoint
-
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+    # Loaded by path: the checkout is not on the path when an installed package is tested.
+    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
+    assert spec is not None and spec.loader is not None
+    tiny = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny)
+    folder: Path = tiny.write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +27,11 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     from storyv_lite.export.assemble import export_checkpoint
 
     return export_checkpoint(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny", scheme="fp32")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_int8(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint exported as `storyv-lite export` does it; do not write into it."""
+    from storyv_lite.export.assemble import export_checkpoint
+
+    return export_checkpoint(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny-int8")

@@ -1,0 +1,159 @@
+"""Quantized layers: what the numbers are, what they compute, and that no processor can overflow on them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+
+from storyv_lite.components import Component
+from storyv_lite.errors import ConfigError, ParityError
+from storyv_lite.export.calibrate import choose_range
+from storyv_lite.export.capture import load_graph
+from storyv_lite.export.quantize import (
+    activation_scale,
+    assert_cannot_saturate,
+    blocks,
+    per_channel,
+    quantize,
+    static_tensors,
+)
+from storyv_lite.export.specs import GRAPHS
+from storyv_lite.export.verify import compare
+from storyv_lite.quantization import REDUCED_RANGE, Method, QuantScheme, plan
+
+STATIC = QuantScheme("test", Method.STATIC)
+
+
+def convolution(size: int = 32) -> onnx.ModelProto:
+    """One 3x3 convolution with a bias, (batch, size, 8, 8) to the same."""
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(size, size, 3, 3)).astype(np.float32)
+    bias = random.normal(size=size).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], name="/net/conv/Conv", pads=[1, 1, 1, 1])
+    values = [helper.make_tensor_value_info(n, 1, ["batch", size, 8, 8]) for n in ("x", "y")]
+    tensors = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def product(rows: int = 70, columns: int = 64) -> onnx.ModelProto:
+    weight = np.random.default_rng(1).normal(size=(rows, columns)).astype(np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="/net/linear/MatMul")
+    x = helper.make_tensor_value_info("x", 1, ["batch", rows])
+    y = helper.make_tensor_value_info("y", 1, ["batch", columns])
+    graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weight, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    answer: np.ndarray = session.run(None, {"x": x})[0]
+    return answer
+
+
+def test_static_layers_answer_nearly_the_same() -> None:
+    x = np.random.default_rng(2).normal(size=(2, 32, 8, 8)).astype(np.float32)
+    model = convolution()
+    wide = run(model, x)
+    ranges = {"x": choose_range(x.ravel()), "y": choose_range(wide.ravel())}
+    assert static_tensors(model, STATIC) == ["x", "y"]
+    assert compare(run(quantize(model, STATIC, ranges), x), wide).snr_db > 30
+
+
+@pytest.mark.parametrize(
+    ("method", "level", "limit"),
+    [
+        (Method.BLOCK8, 0, 44.0),
+        (Method.BLOCK4, 0, 18.0),
+        (Method.BLOCK4, 4, 18.0),
+        (Method.WEIGHT_ONLY, 0, 44.0),
+    ],
+)
+def test_blocks_and_weights_answer_nearly_the_same(method: Method, level: int, limit: float) -> None:
+    x = np.random.default_rng(2).normal(size=(5, 70)).astype(np.float32)
+    scheme = QuantScheme("test", method, accuracy_level=level)
+    assert compare(run(quantize(product(), scheme), x), run(product(), x)).snr_db > limit
+
+
+def test_block_weights_meet_the_largest_weight_exactly() -> None:
+    weight = np.linspace(-1, 3, 64, dtype=np.float32).reshape(32, 2)
+    packed, scales = blocks(weight, 8)
+    restored = (packed.astype(np.float32) - 128) * scales[..., None]
+    assert packed.shape == (2, 1, 32) and restored.max() == np.float32(3)
+    assert blocks(weight, 4)[0].shape == (2, 1, 16)
+
+
+def test_reduced_weights_cannot_overflow_a_saturating_pair_sum() -> None:
+    weight = np.random.default_rng(3).normal(size=(16, 8, 3, 3)) * 1e3
+    packed, _ = per_channel(weight, 0, *REDUCED_RANGE)
+    assert packed.min() >= REDUCED_RANGE[0] and packed.max() <= REDUCED_RANGE[1]
+    pairs = np.int64(255) * 2 * np.array(REDUCED_RANGE)
+    assert pairs.min() >= np.iinfo(np.int16).min and pairs.max() <= np.iinfo(np.int16).max
+
+
+def test_every_static_layer_of_a_bundle_stays_in_the_reduced_range(tiny_bundle_int8: Path) -> None:
+    layers = {c: assert_cannot_saturate(load_graph(tiny_bundle_int8 / c)) for c in GRAPHS}
+    assert layers[Component.UNET] > 30
+
+
+def test_a_weight_outside_the_reduced_range_is_refused(tiny_bundle_int8: Path) -> None:
+    model = load_graph(tiny_bundle_int8 / Component.UNET)
+    tensor = next(t for t in model.graph.initializer if t.name.endswith(f".{-REDUCED_RANGE[0]}.i8"))
+    weight = numpy_helper.to_array(tensor).copy()
+    weight.ravel()[0] = 127
+    tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    with pytest.raises(ParityError, match="to 127"):
+        assert_cannot_saturate(model)
+
+
+def test_first_and_last_layers_keep_wide_activations(tiny_bundle_int8: Path) -> None:
+    model = load_graph(tiny_bundle_int8 / Component.UNET)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    convolutions = {node.name: node for node in model.graph.node if node.op_type == "Conv"}
+    rounded = {
+        name
+        for name, node in convolutions.items()
+        if node.input[0] in makers and makers[node.input[0]].op_type == "DequantizeLinear"
+    }
+    assert any("resnets" in name for name in rounded)
+    assert not [name for name in rounded if "conv_in" in name or "conv_out" in name]
+
+
+def test_zero_is_exact_whatever_the_range() -> None:
+    for low, high in ((-1.0, 3.0), (0.5, 2.0), (-2.0, -1.0), (0.0, 0.0)):
+        scale, zero = activation_scale(low, high)
+        assert 0 <= zero <= 255 and scale > 0
+        assert scale * (255 - float(zero)) >= max(high, 0.0) - scale
+
+
+def test_one_outlier_does_not_set_the_range() -> None:
+    values = np.append(np.random.default_rng(0).normal(size=200_000), 12.0)
+    assert choose_range(values)[1] < 11.0
+    assert choose_range(np.linspace(-1, 1, 1000)) == (-1.0, 1.0)
+
+
+def test_the_first_matching_rule_wins() -> None:
+    rules = (("*/conv_in/*", Method.WIDE), ("*conv*", Method.BLOCK8))
+    scheme = QuantScheme("test", Method.STATIC, rules)
+    names = ("/unet/conv_in/Conv", "/unet/conv_out/Conv", "/unet/to_q/MatMul")
+    assert [scheme.method(name) for name in names] == [Method.WIDE, Method.BLOCK8, Method.STATIC]
+
+
+def test_an_unknown_scheme_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="`int3` is no quantization scheme; there are fp32, int8, int4"):
+        plan("int3")
+
+
+def test_the_manifest_tells_the_size_on_disk(tiny_bundle: Path, tiny_bundle_int8: Path) -> None:
+    sizes = []
+    for bundle in (tiny_bundle, tiny_bundle_int8):
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        for name, record in manifest["components"].items():
+            files = [file.stat().st_size for file in (bundle / name).iterdir()]
+            assert record["bytes"] == sum(files) == sum(p["bytes"] for p in record["variants"][0]["parts"])
+        sizes.append(manifest["components"]["unet"]["bytes"])
+    assert sizes[1] < 0.4 * sizes[0]
