@@ -201,7 +201,6 @@ class DataConfig:
 
     folder: str = ""  # empty: the cartoon world
     frames: int = 24000  # frames drawn once into a memory-mapped file
-    stories: int = 4000  # stories drawn once for `align`
 
 
 @dataclass(frozen=True)

@@ -74,12 +74,12 @@ def _toon_smoke() -> TrainConfig:
                 hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2
             ),
         ),
-        data=DataConfig(frames=400, stories=60),
+        data=DataConfig(frames=400),
         autoencoder=AutoencoderStage(max_train_steps=300, train_batch_size=16, **pace),
         image_text=ImageTextStage(max_train_steps=100, train_batch_size=32, **pace),
         story_lm=StoryLMStage(max_train_steps=100, max_frames=6, **pace),
         char_ldm=CharLDMStage(max_train_steps=200, train_batch_size=16, **pace),
-        align=AlignStage(max_train_steps=100, train_batch_size=4, max_frames=4, **pace),
+        align=AlignStage(max_train_steps=100, train_batch_size=16, max_frames=4, **pace),
     )
 
 
@@ -90,12 +90,12 @@ def _micro() -> TrainConfig:
     return replace(
         smoke,
         preset="micro",
-        data=replace(smoke.data, frames=16, stories=4),
+        data=replace(smoke.data, frames=16),
         autoencoder=replace(smoke.autoencoder, train_batch_size=4, **steps),
         image_text=replace(smoke.image_text, train_batch_size=4, **steps),
         story_lm=replace(smoke.story_lm, train_batch_size=4, max_frames=3, **steps),
         char_ldm=replace(smoke.char_ldm, train_batch_size=4, **steps),
-        align=replace(smoke.align, train_batch_size=2, max_frames=3, **steps),
+        align=replace(smoke.align, train_batch_size=4, max_frames=3, **steps),
     )
 
 
@@ -145,11 +145,12 @@ def _paper(preset: str, language: str, batch: int) -> TrainConfig:
         ),
         align=AlignStage(
             max_train_steps=20000,
-            train_batch_size=batch,
+            train_batch_size=4 * batch,  # frames of stories of four
             learning_rate=1e-3,
             lr_warmup_steps=2000,
             min_frames=4,
             max_frames=4,
+            drop_prob=0.0,
         ),
     )
 
@@ -216,8 +217,8 @@ def check(config: TrainConfig) -> list[str]:
             problems.append(f"`{name}.min_frames` is {stage.min_frames}, 1 to `max_frames` is needed")
     if config.data.folder:
         problems.append("`data.folder` is set, but only the cartoon world can be trained on so far")
-    if config.data.frames < 1 or config.data.stories < 1:
-        problems.append("`data.frames` and `data.stories` need to be at least 1")
+    if config.data.frames < 1:
+        problems.append(f"`data.frames` is {config.data.frames}, at least 1 is needed")
     if not model.autoencoder.pretrained:
         problems += _check_autoencoder(model)
     for name in ("text", "vision", "language", "mapper"):

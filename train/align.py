@@ -136,7 +136,9 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    learned: dict[str, nn.Module] = {"mapper": mapper, "visual_projection": lm.visual_projection}
+    visual = lm.visual_projection
+    assert visual is not None
+    learned: dict[str, nn.Module] = {"mapper": mapper, "visual_projection": visual}
     groups = parameter_groups([*learned.values(), lm.image_rows], settings.weight_decay)
     if shape.language.trainable:
         learned["language_model"] = lm.language_model
@@ -190,7 +192,7 @@ def build(
     model = load_component(out / "language_model").requires_grad_(shape.language.trainable)
     table = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
     visual = VisualProjection(
-        vision_hidden_size=vision_encoder.config.hidden_size,  # type: ignore[union-attr, arg-type]
+        vision_hidden_size=vision_encoder.config.hidden_size,  # type: ignore[union-attr]
         visual_tokens=shape.language.visual_tokens,
         hidden_size=table.shape[1],
         norm=float(table.norm(dim=-1).mean()),
@@ -203,7 +205,7 @@ def build(
         intermediate_size=shape.mapper.intermediate_size,
         image_tokens=shape.language.image_tokens,
         text_tokens=shape.text.max_position_embeddings,
-        cross_attention_dim=text_encoder.config.hidden_size,  # type: ignore[union-attr, arg-type]
+        cross_attention_dim=text_encoder.config.hidden_size,  # type: ignore[union-attr]
     )
     return StoryLM(model, shape.language.image_tokens, visual), mapper
 
@@ -233,5 +235,5 @@ class DiffusionLoss:
         steps = self.scheduler.config.num_train_timesteps
         timesteps = torch.randint(steps, (len(latents),), device=latents.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        answer = self.unet(noisy, timesteps, predicted).sample.float()
+        answer: Tensor = self.unet(noisy, timesteps, predicted).sample.float()
         return (answer - training_target(self.scheduler, latents, noise, timesteps)).square().mean()

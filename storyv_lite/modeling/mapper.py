@@ -53,7 +53,8 @@ class Layer(nn.Module):
         hidden_states = hidden_states + self.self_attn(normed, normed)
         if self.cross_attn is not None and self.norm2 is not None and memory is not None:
             hidden_states = hidden_states + self.cross_attn(self.norm2(hidden_states), memory)
-        return hidden_states + self.linear2(F.relu(self.linear1(self.norm3(hidden_states))))
+        out: Tensor = hidden_states + self.linear2(F.relu(self.linear1(self.norm3(hidden_states))))
+        return out
 
 
 class Mapper(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
@@ -62,7 +63,7 @@ class Mapper(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no
     It is fed hidden states plus the [IMG] rows' own embeddings; the caller adds the rows.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         hidden_size_in: int,

@@ -65,7 +65,7 @@ def add_image_rows(model: PreTrainedModel, image_tokens: int) -> PreTrainedModel
 class VisualProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
     """A picture's pooled vector (B, vision_hidden_size) to visual tokens (B, visual_tokens, hidden_size)."""
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self, vision_hidden_size: int, visual_tokens: int, hidden_size: int, norm: float = 1.0
     ) -> None:
@@ -119,7 +119,7 @@ class StoryLM(nn.Module):
 
     def embed(self, stories: PackedStories, pooled: Tensor | None) -> Tensor:
         """Input embeddings (B, L, H): rows of the table, [IMG] rows and visual tokens."""
-        embeds = self.language_model.get_input_embeddings()(stories.input_ids)
+        embeds: Tensor = self.language_model.get_input_embeddings()(stories.input_ids)
         images, rows = stories.kinds == Kind.IMAGE, self.image_rows.weight.to(embeds.dtype)
         embeds = embeds.masked_scatter(images[..., None], rows.repeat(int(images.sum()) // len(rows), 1))
         if pooled is None or self.visual_projection is None:
@@ -130,7 +130,7 @@ class StoryLM(nn.Module):
     def image_states(self, hidden: Tensor, stories: PackedStories) -> Tensor:
         """What the mapper reads: states of the [IMG] tokens plus their rows, (targets, image_tokens, H)."""
         rows = self.image_rows.weight
-        states = hidden[stories.kinds == Kind.IMAGE].unflatten(0, (-1, len(rows)))
+        states = hidden[stories.kinds == Kind.IMAGE].view(-1, *rows.shape)
         return states + rows.to(states.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:

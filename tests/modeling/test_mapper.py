@@ -10,7 +10,7 @@ from storyv_lite.modeling.mapper import Mapper
 
 def make_mapper() -> Mapper:
     torch.manual_seed(0)
-    return Mapper(
+    mapper: Mapper = Mapper(
         hidden_size_in=32,
         hidden_size=16,
         layers=2,
@@ -20,6 +20,7 @@ def make_mapper() -> Mapper:
         text_tokens=12,
         cross_attention_dim=24,
     ).eval()
+    return mapper
 
 
 def test_image_states_become_one_vector_per_text_position() -> None:
@@ -31,7 +32,8 @@ def test_every_image_token_and_every_query_matters() -> None:
     states = torch.randn(1, 8, 32, requires_grad=True)
     mapper(states).square().sum().backward()
     assert states.grad is not None and (states.grad.abs().sum(-1) > 0).all()
-    assert (mapper.query_embeds.grad.abs().sum(-1) > 0).all()
+    learned = mapper.query_embeds.grad
+    assert learned is not None and (learned.abs().sum(-1) > 0).all()
 
 
 def test_stories_of_a_batch_do_not_touch_each_other() -> None:

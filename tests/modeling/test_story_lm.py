@@ -182,7 +182,7 @@ def test_image_rows_alone_learn_when_the_model_is_frozen_and_are_saved_in_its_ta
     stories = packed(CAPTIONS)
     before = lm.table.detach().clone()
     hidden = lm(stories, torch.randn(3, VISION))
-    (lm.language_loss(hidden, stories).mean() + lm.image_states(hidden, stories).square().mean()).backward()
+    (lm.language_loss(hidden, stories).mean() + lm.image_states(hidden, stories).square().mean()).backward()  # type: ignore[no-untyped-call]
     assert lm.table.grad is None and lm.image_rows.weight.grad is not None
     with torch.no_grad():
         lm.image_rows.weight -= lm.image_rows.weight.grad

@@ -96,7 +96,7 @@ def test_overfitting_one_story_halves_the_loss(parts: tuple[align.Batches, Align
     history = []
     for _ in range(60):
         losses = align.losses(aligned, batch, AlignStage())
-        losses["loss"].backward()
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         history.append({name: float(value.detach()) for name, value in losses.items()})
@@ -191,7 +191,7 @@ def test_the_diffusion_loss_reaches_the_mapper_through_the_frozen_denoiser(tmp_p
     loss = align.DiffusionLoss(config, folder, unet, "cpu")
     d = Dimensions(**read_checkpoint(folder)["dimensions"])
     predicted = torch.randn(2, d.text_tokens, d.cross_attention_dim, requires_grad=True)
-    loss(predicted, torch.zeros(2, 3, d.image_size, d.image_size)).backward()
+    loss(predicted, torch.zeros(2, 3, d.image_size, d.image_size)).backward()  # type: ignore[no-untyped-call]
     assert predicted.grad is not None and predicted.grad.abs().sum() > 0
     assert align.train(config, folder)
 
