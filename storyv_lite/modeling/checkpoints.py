@@ -117,8 +117,8 @@ def load_component(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Modul
         else:
             module = cls(**{key: value for key, value in config.items() if not key.startswith("_")})
     load_weights(module, folder)
-    result: nn.Module = module.to(dtype).eval()
-    return result
+    result: nn.Module = module if dtype == torch.float32 else module.to(dtype)
+    return result.eval()
 
 
 def load_weights(module: nn.Module, folder: Path) -> None:

@@ -1,0 +1,190 @@
+"""All stages in order, and what a checkpoint holds beside the trained components.
+
+Knows which recipe makes what and in which order; nothing about how. Every stage goes on where it stopped, so
+running this again is always right.
+"""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from storyv_lite.config import STAGES, TrainConfig
+from storyv_lite.errors import BackendError, ConfigError
+from storyv_lite.modeling.checkpoints import (
+    read_checkpoint,
+    stage_record,
+    write_atomically,
+    write_checkpoint,
+    write_json,
+)
+from storyv_lite.presets import as_dict, load_config
+from storyv_lite.train import align, autoencoder, char_ldm, image_text, story_lm
+from storyv_lite.train.data import data_version
+from storyv_lite.train.toonworld import corpus, draw
+from storyv_lite.train.toonworld.cast import CAST
+from storyv_lite.train.toonworld.splits import story_seed
+from storyv_lite.train.toonworld.stories import sample_story
+
+Recipe = Callable[[TrainConfig, Path, str, float | None], bool]
+
+RECIPES: dict[str, Recipe] = {
+    "autoencoder": autoencoder.train,
+    "image_text": image_text.train,
+    "story_lm": story_lm.train,
+    "char_ldm": char_ldm.train,
+    "align": align.train,
+}
+PACKAGES = ("torch", "transformers", "diffusers", "tokenizers", "numpy", "skia-python")
+CALIBRATION_STORIES = 32
+PORTRAIT_SIZE = 256
+
+
+def run(
+    preset: str = "toon",
+    stages: Sequence[str] = STAGES,
+    device: str = "auto",
+    out: Path = Path("checkpoints/toon"),
+    settings: Iterable[str] = (),
+    minutes: float | None = None,
+) -> bool:
+    """Train `stages` of a preset into `out`, each from where it stopped; true when all of them are complete.
+
+    Raises `ConfigError` for unknown names, wrong settings or a folder that holds another model,
+    `BackendError` when the device cannot be had, `BundleError` when an earlier stage is missing.
+    """
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        raise ConfigError(f"there is no stage `{unknown[0]}`", hint=f"stages are {', '.join(STAGES)}")
+    config, place = load_config(preset, None, settings), pick_device(device)
+    describe(config, out)
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    for stage in (stage for stage in STAGES if stage in stages):
+        if is_done(config, out, stage):
+            continue
+        left = None if deadline is None else (deadline - time.monotonic()) / 60
+        if left is not None and left <= 0:
+            return False
+        if not RECIPES[stage](config, out, place, left):
+            return False
+    return True
+
+
+def is_done(config: TrainConfig, out: Path, stage: str) -> bool:
+    """Whether the stage was trained for as many steps as the configuration asks for."""
+    record = stage_record(out, stage)
+    return bool(record.get("done")) and record["steps"] >= getattr(config, stage).max_train_steps
+
+
+def pick_device(device: str) -> str:
+    """`auto` is cuda where there is one. Raises `BackendError` when cuda is asked for and missing."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"there is no device `{device}`", hint="devices are auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendError("`cuda` was asked for, this machine or this torch has none", hint="--device cpu")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def describe(config: TrainConfig, out: Path) -> None:
+    """Write what is known before training: cast, vocabulary, calibration stories, `checkpoint.json`.
+
+    Raises `ConfigError` when `out` holds a model of other settings.
+    """
+    old = read_checkpoint(out) if (out / "checkpoint.json").is_file() else {}
+    content = json.loads(json.dumps(as_dict(config)))
+    for key in ("seed", "model"):
+        if old.get("train_config", content)[key] != content[key]:
+            raise ConfigError(
+                f"`{out}` holds a checkpoint with another `{key}`", hint="choose another folder with --out"
+            )
+    (out / "state").mkdir(parents=True, exist_ok=True)
+    (out / "state" / ".gitignore").write_text("*\n", encoding="utf-8")
+    _write_cast(out)
+    write_json(out / "vocabulary.json", corpus.vocabulary())
+    lines = "".join(json.dumps(_calibration(config.seed, i)) + "\n" for i in range(CALIBRATION_STORIES))
+    write_atomically(out / "calibration.jsonl", lambda new: _write_text(new, lines))
+    facts = {
+        "preset": config.preset,
+        "created": old.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": config.seed,
+        "data_version": data_version(),
+        "dimensions": config.model.dimensions().as_dict(),
+        "stages": old.get("stages", {}),
+        "command": " ".join(["storyv-lite", *sys.argv[1:]]),
+        "git_revision": _git_revision(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "sampler": _sampler(config),
+        "merge_step": _merge_step(config),
+        "first_frame": "char_ldm",
+        "train_config": content,
+    }
+    write_checkpoint(out, facts)
+
+
+def _sampler(config: TrainConfig) -> dict[str, Any]:
+    """What the model is drawn with unless the user says otherwise (the paper's: specification A.6)."""
+    if config.model.unet.pretrained:
+        return {
+            "name": "plms",
+            "num_inference_steps": 30,
+            "guidance_scale": 5.0,
+            "timestep_spacing": "leading",
+        }
+    return {
+        "name": "dpmsolver++",
+        "num_inference_steps": 12,
+        "guidance_scale": 3.0,
+        "timestep_spacing": "trailing",
+    }
+
+
+def _merge_step(config: TrainConfig) -> dict[str, int]:
+    """Up to which evaluation the plain caption is shown (specification A.6, D.3); -1: never."""
+    if config.model.unet.pretrained:
+        return {"reference": 0, "named": 15}
+    return {"reference": -1, "named": -1}
+
+
+def _write_cast(out: Path) -> None:
+    folder = out / "characters"
+    folder.mkdir(parents=True, exist_ok=True)
+    for who in CAST:
+        facts = {"name": who.name, "kind": who.kind, "pronoun": who.pronoun, "description": who.description}
+        write_json(folder / f"{who.name}.json", {**facts, "aliases": list(who.aliases)})
+        portrait = Image.fromarray(draw.portrait(who.name, PORTRAIT_SIZE))
+        write_atomically(folder / f"{who.name}.png", lambda new, p=portrait: p.save(new, "PNG"))  # type: ignore[misc]
+
+
+def _calibration(seed: int, index: int) -> dict[str, Any]:
+    story = sample_story(story_seed("validation", seed, index), 3 + index % 6, "validation")
+    return {
+        "seed": story.seed,
+        "captions": [frame.reference for frame in story.frames],
+        "original": [frame.original for frame in story.frames],
+        "characters": [list(frame.names) for frame in story.frames],
+    }
+
+
+def _git_revision() -> str:
+    """The revision of this project's checkout; empty where it is not one."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return found.stdout.strip()
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
