@@ -215,6 +215,8 @@ def check(config: TrainConfig) -> list[str]:
         stage = getattr(config, name)
         if not 1 <= stage.min_frames <= stage.max_frames:
             problems.append(f"`{name}.min_frames` is {stage.min_frames}, 1 to `max_frames` is needed")
+    if config.char_ldm.train_batch_size % max(1, config.char_ldm.processes) or config.char_ldm.processes < 1:
+        problems.append("`char_ldm.processes` is at least 1 and divides `char_ldm.train_batch_size`")
     if config.data.folder:
         problems.append("`data.folder` is set, but only the cartoon world can be trained on so far")
     if config.data.frames < 1:

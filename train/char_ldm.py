@@ -7,16 +7,18 @@ so the caption encoder goes on learning.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from storyv_lite.config import CharLDMStage, TrainConfig
-from storyv_lite.errors import BundleError
-from storyv_lite.modeling.attention import attention_mask_loss, record_cross_attention
+from storyv_lite.errors import BundleError, ConfigError
+from storyv_lite.modeling.attention import MatmulAttnProcessor, attention_mask_loss, record_cross_attention
 from storyv_lite.modeling.checkpoints import has_component, load_component
 from storyv_lite.modeling.fusion import Fusion
 from storyv_lite.modeling.schedule import (
@@ -37,7 +39,8 @@ from storyv_lite.train.conditioning import (
 )
 from storyv_lite.train.data import FrameSet
 from storyv_lite.train.latents import LatentSet
-from storyv_lite.train.loop import parameter_groups, run_stage, step_rng
+from storyv_lite.train.loop import parameter_groups, precision, run_stage, seed_step, step_rng
+from storyv_lite.train.parallel import GradientHelpers
 from storyv_lite.train.toonworld import draw
 from storyv_lite.train.toonworld.cast import CAST
 
@@ -60,7 +63,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches as a pure function of the step."""
+    """Batches as a pure function of the step and of whose share of it is wanted."""
 
     config: TrainConfig
     frames: FrameSet
@@ -68,10 +71,10 @@ class Batches:
     tokenizer: TextTokenizer
     portraits: dict[str, Pixels]
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int, rank: int = 0) -> Batch:
         settings, shape = self.config.char_ldm, self.config.model
-        rng = step_rng(self.config.seed, STAGE, step)
-        indices = rng.integers(len(self.frames), size=settings.train_batch_size)
+        rng = step_rng(self.config.seed, f"{STAGE}/{rank}", step)
+        indices = rng.integers(len(self.frames), size=settings.train_batch_size // settings.processes)
         covered = self.frames.actor_masks(indices, MASK_SIZE)
         pictures = list(self.portraits.values())
         first = {name: slot for slot, name in enumerate(self.portraits)}
@@ -100,6 +103,39 @@ class Batches:
         return Batch(self.latents(indices), inputs, torch.stack(masks) if masks else empty)
 
 
+@dataclass(frozen=True)
+class Objective:
+    """The losses of one batch (specification A.4)."""
+
+    settings: CharLDMStage
+    conditioner: Conditioner
+    unet: nn.Module
+    scheduler: DDPMScheduler
+    recorders: Sequence[MatmulAttnProcessor]  # of the supervised cross-attentions; empty without supervision
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss` to minimise; `denoising`, the plain squared error; `attention`, outside minus inside."""
+        noise = torch.randn_like(batch.latents)
+        timesteps = spread_timesteps(self.scheduler, len(noise)).to(noise.device)
+        noisy = self.scheduler.add_noise(batch.latents, noise, timesteps)
+        predicted = self.unet(noisy, timesteps, self.conditioner(batch.inputs)).sample.float()
+        target = training_target(self.scheduler, batch.latents, noise, timesteps)
+        if random.random() < self.settings.mask_loss_prob:
+            foreground = _foreground(batch, predicted.shape[-1])
+            predicted, target = predicted * foreground, target * foreground
+        error = (predicted - target).square().mean((1, 2, 3))
+        losses = {"denoising": error.mean().detach()}
+        if self.settings.snr_gamma:
+            error = error * min_snr_weights(self.scheduler, timesteps, self.settings.snr_gamma)
+        loss = error.mean()
+        if self.recorders:
+            looked = [r.probabilities for r in self.recorders if r.probabilities is not None]
+            inputs = batch.inputs
+            attention = attention_mask_loss(looked, batch.masks, inputs.batch_index, inputs.positions)
+            loss, losses["attention"] = loss + self.settings.reg_weight * attention, attention.detach()
+        return {"loss": loss, **losses}
+
+
 def condition(rng: np.random.Generator, settings: CharLDMStage) -> str:
     """What one sample is conditioned on: "empty" (nothing), "text" or "characters"."""
     draw = rng.random()
@@ -114,6 +150,8 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     Raises `BundleError` when the autoencoder or the encoders have not been trained yet.
     """
     settings, shape = config.char_ldm, config.model
+    if settings.processes > 1 and device != "cpu":
+        raise ConfigError(f"`char_ldm.processes` is {settings.processes}, on `{device}` it must be 1")
     torch.manual_seed(config.seed)
     vae = autoencoder.load(out, device)
     tokenizer = load_text_tokenizer(out, shape.text.max_position_embeddings)
@@ -129,29 +167,25 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     portraits = {name: draw.portrait(name, shape.vision.image_size) for name in NAMES}
     batches = Batches(config, frames, latents, tokenizer, portraits)
     recorders = record_cross_attention(unet.to(device)) if settings.reg_weight else []
+    objective = Objective(settings, conditioner, unet, scheduler, recorders)
+    components = {"unet": unet, **vars(conditioner)}
+
+    def work(step: int, rank: int) -> Tensor:
+        seed_step(config.seed, f"{STAGE}/{rank}", step)
+        with torch.autocast(
+            "cpu", torch.bfloat16, enabled=precision(settings, torch.device("cpu")) == "bf16"
+        ):
+            return objective(batches(step, rank))["loss"]
+
+    helpers = GradientHelpers(settings.processes - 1, components.values(), work)
+
+    def own_batch(step: int) -> Batch:
+        helpers.start(step)
+        return batches(step)
 
     def compute_loss(batch: Batch, step: int) -> dict[str, Tensor]:
-        batch = batch.to(device)
-        noise = torch.randn_like(batch.latents)
-        timesteps = spread_timesteps(scheduler, len(noise)).to(device)
-        noisy = scheduler.add_noise(batch.latents, noise, timesteps)
-        predicted = unet(noisy, timesteps, conditioner(batch.inputs)).sample.float()
-        target = training_target(scheduler, batch.latents, noise, timesteps)
-        if random.random() < settings.mask_loss_prob:
-            foreground = _foreground(batch, predicted.shape[-1])
-            predicted, target = predicted * foreground, target * foreground
-        error = (predicted - target).square().mean((1, 2, 3))
-        losses = {"denoising": error.mean().detach()}
-        if settings.snr_gamma:
-            error = error * min_snr_weights(scheduler, timesteps, settings.snr_gamma)
-        loss = error.mean()
-        if recorders:
-            looked = [r.probabilities for r in recorders if r.probabilities is not None]
-            attention = attention_mask_loss(
-                looked, batch.masks, batch.inputs.batch_index, batch.inputs.positions
-            )
-            loss, losses["attention"] = loss + settings.reg_weight * attention, attention.detach()
-        return {"loss": loss, **losses}
+        losses = objective(batch.to(device))
+        return {**losses, "loss": helpers.finish(losses["loss"])}
 
     learned: list[nn.Module] = [unet, conditioner.fusion, conditioner.character_encoder]
     groups = parameter_groups(learned, settings.weight_decay)
@@ -159,8 +193,8 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     progress = run_stage(
         STAGE,
         settings,
-        {"unet": unet, **vars(conditioner)},
-        batches,
+        components,
+        own_batch,
         compute_loss,
         out,
         seed=config.seed,

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from storyv_lite.errors import BundleError
 from storyv_lite.runtime.tokenizer import EncodedCaption, TextTokenizer
-
-TOKENIZER_FILE = Path("tokenizers/text_encoder/tokenizer.json")
+from storyv_lite.train.text_tokenizer import TOKENIZER_FILE
 
 Pixels = npt.NDArray[np.uint8]
 

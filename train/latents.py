@@ -19,8 +19,6 @@ from storyv_lite.modeling.autoencoder import ToonAutoencoder
 from storyv_lite.modeling.checkpoints import WEIGHTS, write_json
 from storyv_lite.train.data import FrameSet
 
-TOGETHER = 16
-
 
 @dataclass(frozen=True)
 class LatentSet:
@@ -57,11 +55,12 @@ class LatentSet:
         """Latents (B, C, h, w) of the frames at `indices`."""
         device = self.autoencoder.device
         fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-        missing = np.unique(indices[self.encoded[indices] == 0])
-        for chunk in np.array_split(missing, -(-len(missing) // TOGETHER)) if len(missing) else []:
-            pixels = self.frames.pictures(chunk).to(device)
+        for index in np.unique(
+            indices[self.encoded[indices] == 0]
+        ):  # one by one: the same bits in any company
+            pixels = self.frames.pictures(index[None]).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=fast):
                 mean = self.autoencoder.encode(pixels).latent_dist.mode()
-            self.values[chunk] = self.autoencoder.normalize(mean.float()).cpu().numpy()
-            self.encoded[chunk] = 1
+            self.values[index] = self.autoencoder.normalize(mean.float())[0].cpu().numpy()
+            self.encoded[index] = 1
         return torch.from_numpy(self.values[indices]).float()

@@ -190,6 +190,28 @@ def test_only_the_last_layers_of_the_character_encoder_learn(tmp_path: Path) -> 
     assert changed == {"1"}
 
 
+def test_two_processes_share_a_batch_and_average_its_gradient(tmp_path: Path) -> None:
+    results = []
+    for name in ("once", "again"):
+        out = write_earlier_stages(tmp_path / name, micro())
+        char_ldm.train(micro(processes=2, max_train_steps=3), out)
+        results.append((out / "unet" / "model.safetensors").read_bytes())
+    assert results[0] == results[1]
+    alone = write_earlier_stages(tmp_path / "alone", micro())
+    char_ldm.train(micro(train_batch_size=2, max_train_steps=3), alone)
+    assert (alone / "unet" / "model.safetensors").read_bytes() != results[0]
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole, parts = (write_earlier_stages(tmp_path / name, micro()) for name in ("whole", "parts"))
+    char_ldm.train(micro(processes=2), whole)
+    assert not char_ldm.train(micro(processes=2), parts, minutes=0)
+    assert char_ldm.train(micro(processes=2), parts)
+    for name in ("unet", "fusion", "text_encoder"):
+        weights = [(out / name / "model.safetensors").read_bytes() for out in (whole, parts)]
+        assert weights[0] == weights[1]
+
+
 def test_training_without_the_earlier_stages_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is missing"):
         char_ldm.train(micro(), tmp_path)

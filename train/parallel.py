@@ -1,0 +1,93 @@
+"""Gradients computed by several processes on one processor: each takes its share of every batch.
+
+Small networks do not keep two cores busy with two threads; two processes of one thread each do. Helpers are
+forked, see the weights in shared memory and only add gradients; the optimizer, the files and the decision to
+stop stay with the process that started them. A helper leaves when that process does.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
+
+import torch
+from torch import Tensor, nn
+
+from storyv_lite.errors import ConfigError
+
+
+class GradientHelpers:
+    """`count` forked processes; `work(step, rank)` returns the loss of the share of helper `rank` (from 1).
+
+    Raises `ConfigError` where processes cannot be forked.
+    """
+
+    def __init__(self, count: int, modules: Iterable[nn.Module], work: Callable[[int, int], Tensor]) -> None:
+        if count and "fork" not in multiprocessing.get_all_start_methods():
+            raise ConfigError(
+                "`char_ldm.processes` is more than 1, and this system cannot fork",
+                "--set char_ldm.processes=1",
+            )
+        modules = list(modules)
+        for module in modules if count else ():
+            module.share_memory()
+        self._learned = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self._gradients: list[list[Tensor]] = []
+        self._pipes: list[Connection] = []
+        context = multiprocessing.get_context("fork") if count else multiprocessing
+        for rank in range(1, count + 1):
+            gradients = [torch.zeros_like(p).share_memory_() for p in self._learned]
+            here, there = context.Pipe()
+            arguments = (rank, there, [*self._pipes, here], self._learned, gradients, work)
+            context.Process(target=_serve, args=arguments, daemon=True).start()
+            there.close()
+            self._gradients.append(gradients)
+            self._pipes.append(here)
+
+    def start(self, step: int) -> None:
+        """Let every helper begin its share of `step`."""
+        for pipe in self._pipes:
+            pipe.send(step)
+
+    def finish(self, loss: Tensor) -> Tensor:
+        """Go backward from the own `loss` and average all gradients; what is returned gives no more."""
+        if not self._pipes:
+            return loss
+        with torch.autocast(loss.device.type, enabled=False):
+            loss.backward()  # type: ignore[no-untyped-call]
+        for pipe in self._pipes:
+            pipe.recv()
+        for index, parameter in enumerate(self._learned):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            for gradients in self._gradients:
+                parameter.grad.add_(gradients[index])
+            parameter.grad.div_(1 + len(self._pipes))
+        return loss.detach().requires_grad_()
+
+
+def _serve(
+    rank: int,
+    pipe: Connection,
+    foreign: list[Connection],
+    learned: list[nn.Parameter],
+    gradients: list[Tensor],
+    work: Callable[[int, int], Tensor],
+) -> None:
+    """The life of one helper."""
+    for other in foreign:  # an end kept open here would hide that its owner is gone
+        other.close()
+    for number in (signal.SIGINT, signal.SIGTERM):  # the process that owns the files stops in good order
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    for parameter, gradient in zip(learned, gradients, strict=True):
+        parameter.grad = gradient
+    while True:
+        try:
+            step = pipe.recv()
+        except EOFError:
+            return
+        for gradient in gradients:
+            gradient.zero_()
+        work(step, rank).backward()  # type: ignore[no-untyped-call]
+        pipe.send(step)
