@@ -12,7 +12,10 @@ def open_backend(device: str = "auto", threads: int | None = None) -> Backend:
     `threads` is the number of CPU threads per component, None for one per core. Raises `BackendError`.
     """
     if device not in DEVICES:
-        raise BackendError(f"`{device}` is no device; one of {', '.join(DEVICES)} is needed")
+        raise BackendError(
+            f"`{device}` is no device; one of {', '.join(DEVICES)} is needed",
+            hint="draw with `--device auto`",
+        )
     from storyv_lite.runtime.backends.ort import OrtBackend
 
     return OrtBackend(device, threads)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from storyv_lite.bundle import Bundle
-from storyv_lite.cli.console import note, say, say_json
+from storyv_lite.cli.console import note, progress, say, say_json
 from storyv_lite.cli.options import ForceOption, JsonOption
 from storyv_lite.errors import ConfigError
 from storyv_lite.memory import format_bytes
@@ -27,7 +27,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Turn a checkpoint into a bundle."""
-    asked = [name for name, wanted in (("int8", int8), ("int4", int4), ("fp32", fp32)) if wanted]
+    asked = [name for name, wanted in (("int8", int8), ("int4", int4), ("fp32", fp32)) if wanted] or ["int8"]
     if len(asked) > 1:
         raise ConfigError(f"`--{asked[0]}` and `--{asked[1]}` exclude each other", "give one of them")
     for module in ("torch", "transformers", "diffusers", "onnx", "onnxscript"):
@@ -35,21 +35,15 @@ def export(
     from storyv_lite.export import assemble
 
     if checkpoint is None:
-        checkpoint = assemble.newest_checkpoint()
+        checkpoint = assemble.newest_checkpoint(Path.cwd())
         note(f"checkpoint: {checkpoint} (the newest)")
-    scheme = asked[0] if asked else "int8"
-    folder = out or Path("bundles") / f"{checkpoint.name}-{scheme}"
-    assemble.export_checkpoint(checkpoint, folder, scheme, force)
+    folder = out or Path("bundles") / f"{checkpoint.name}-{asked[0]}"
+    with progress() as show:
+        assemble.export_checkpoint(checkpoint, folder, asked[0], force, show)
     bundle = Bundle.open(folder)
-    say(f"wrote {folder} ({format_bytes(bundle.total_bytes)})")
+    say(f"wrote {folder} ({format_bytes(bundle.total_bytes)}, {asked[0]})")
     say("next: storyv-lite render STORY.txt")
     if as_json:
         parity = {name: dict(variants[0].parity) for name, variants in bundle.components.items()}
-        say_json(
-            {
-                "bundle": str(folder),
-                "checkpoint": str(checkpoint),
-                "bytes": bundle.total_bytes,
-                "parity": parity,
-            }
-        )
+        sizes = {"bytes": bundle.total_bytes, "scheme": asked[0]}
+        say_json({"bundle": str(folder), "checkpoint": str(checkpoint), **sizes, "parity": parity})

@@ -1,0 +1,129 @@
+"""The command line as a whole: help, the form of errors, exit codes, and the short commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from storyv_lite import __version__, errors
+from storyv_lite.cli import app
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("render", "train", "export", "characters", "inspect", "bench", "doctor", "data")
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_help_names_every_command_and_every_command_explains_itself() -> None:
+    code, out, _ = run("--help")
+    assert code == 0 and all(command in out for command in COMMANDS)
+    for command in COMMANDS:
+        code, out, _ = run(command, "--help")
+        assert code == 0 and "Usage:" in out
+
+
+def test_help_takes_less_than_half_a_second_of_processor_time_and_loads_no_framework() -> None:
+    code = (
+        "import os, sys\n"
+        "sys.argv = ['storyv-lite', '--help']\n"
+        "from storyv_lite.cli import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "heavy = [m for m in ('numpy', 'onnxruntime', 'torch', 'PIL', 'rich') if m in sys.modules]\n"
+        "print(sum(os.times()[:2]), heavy, file=sys.stderr)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    spent, heavy = answer.stderr.split(maxsplit=1)
+    assert float(spent) < 0.5 and heavy.strip() == "[]"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert run("--version")[1].strip() == f"storyv-lite {__version__}"
+
+
+def test_python_m_is_the_same_command() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "storyv_lite", "--version"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert answer.stdout.strip() == f"storyv-lite {__version__}"
+
+
+def test_every_error_class_has_the_exit_code_that_its_tree_shows() -> None:
+    assert errors.__doc__ is not None
+    for line in errors.__doc__.splitlines():
+        parts = line.strip("├└─ ").split()
+        if parts and parts[0].endswith("Error") or parts[:1] == ["MissingDependency"]:
+            assert getattr(errors, parts[0]).exit_code == int(parts[1]), line
+
+
+def test_an_error_is_one_message_a_blank_line_and_a_hint_on_stderr() -> None:
+    code, out, err = run("render", "none.txt")
+    assert (code, out) == (2, "")
+    assert err == "error: there is no file `none.txt`\n\nhint: storyv-lite render examples/picnic.txt\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("paint",), ("render",), ("render", "a.txt", "--colour"), ("data", "sell")]
+)
+def test_a_wrong_command_line_exits_with_2(arguments: tuple[str, ...]) -> None:
+    assert run(*arguments)[0] == 2
+
+
+def test_characters_lists_the_cast_and_draws_its_sheet(tiny_bundle: Path) -> None:
+    code, out, err = run("characters", "--bundle", tiny_bundle, "--sheet", "cast.png", "--json")
+    assert code == 0 and "Milo the fox (he)" in out and "places: " in out and "asked for" in err
+    answer = json.loads(out.splitlines()[-1])
+    assert {one["name"] for one in answer["characters"]} == {"milo", "luna", "bruno"}
+    assert Path("cast.png").read_bytes().startswith(b"\x89PNG")
+    assert run("characters", "--bundle", tiny_bundle, "--sheet", "cast.png")[0] == 2
+    assert run("characters", "--bundle", tiny_bundle, "--sheet", "cast.png", "--force")[0] == 0
+    assert run("characters", "--bundle", tiny_bundle, "--sheet", "none/cast.png")[0] == 2
+
+
+def test_inspect_shows_every_component_with_its_scheme(tiny_bundle: Path) -> None:
+    code, out, _ = run("inspect", tiny_bundle, "--json")
+    answer = json.loads(out.splitlines()[-1])
+    assert code == 0 and "unet" in out and answer["components"]["unet"] == ["fp32"]
+    assert answer["bytes"] == sum(file.stat().st_size for file in tiny_bundle.rglob("*") if file.is_file())
+
+
+def test_doctor_says_what_this_machine_can_run() -> None:
+    code, out, _ = run("doctor", "--json")
+    assert code == 0 and "onnxruntime" in out and "CPU" in json.loads(out.splitlines()[-1])["providers"]
+
+
+def test_schemes_exclude_each_other() -> None:
+    code, _, err = run("export", "--int8", "--int4")
+    assert code == 2 and "exclude each other" in err
+
+
+def test_export_without_a_checkpoint_says_how_to_get_one_or_takes_the_repository_s() -> None:
+    if (ROOT / "checkpoints" / "toon" / "checkpoint.json").exists():
+        pytest.skip("the repository's own checkpoint would be exported")
+    code, _, err = run("export")
+    assert code == 4 and "storyv-lite train" in err
+
+
+def test_an_unknown_stage_or_device_of_train_is_refused() -> None:
+    assert run("train", "--stage", "paint")[0] == 2
+    assert run("train", "--preset", "none")[0] == 2
