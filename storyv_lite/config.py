@@ -165,6 +165,7 @@ class StoryLMStage(StageConfig):
     min_frames: int = 2
     max_frames: int = 24
     drop_prob: float = 0.15  # share of long stories read in the reduced context of bounded memory
+    validation_stories: int = 32  # what a sample step measures
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ class AlignStage(StageConfig):
     min_frames: int = 2
     max_frames: int = 16
     drop_prob: float = 0.15  # share of long stories read in the reduced context of bounded memory
+    validation_stories: int = 24  # what a sample step measures
     ce_loss_scale: float = 0.5
     gen_loss_scale: float = 1.0
     diffusion_loss_scale: float = 0.0  # the official second trainer's objective, through the frozen UNet

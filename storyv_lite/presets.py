@@ -93,9 +93,9 @@ def _micro() -> TrainConfig:
         data=replace(smoke.data, frames=16),
         autoencoder=replace(smoke.autoencoder, train_batch_size=4, **steps),
         image_text=replace(smoke.image_text, train_batch_size=4, **steps),
-        story_lm=replace(smoke.story_lm, train_batch_size=4, max_frames=3, **steps),
+        story_lm=replace(smoke.story_lm, train_batch_size=4, max_frames=3, validation_stories=2, **steps),
         char_ldm=replace(smoke.char_ldm, train_batch_size=4, **steps),
-        align=replace(smoke.align, train_batch_size=4, max_frames=3, **steps),
+        align=replace(smoke.align, train_batch_size=4, max_frames=3, validation_stories=2, **steps),
     )
 
 

@@ -131,7 +131,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         return losses(aligned, batch.to(device), settings, denoising)
 
     def sample(path: Path) -> None:
-        report = alignment(aligned, batches.of, config.seed, device)
+        report = alignment(aligned, batches.of, settings.validation_stories, config.seed, device)
         line = {"stage": STAGE, "step": int(path.stem.rpartition("-")[2]), "validation": report}
         with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

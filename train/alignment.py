@@ -22,7 +22,7 @@ from storyv_lite.train.resolution import reference_keys
 from storyv_lite.train.telling import Telling, tell
 from storyv_lite.train.toonworld.splits import story_seed
 
-STORIES, FRAMES, TOGETHER = 24, 8, 4
+FRAMES, TOGETHER = 8, 4  # of a validation story; stories at a time
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ def pooled_pictures(vision_encoder: nn.Module, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def alignment(
-    aligned: Aligned, batch_of: Callable[..., Any], seed: int, device: str = "cpu"
+    aligned: Aligned, batch_of: Callable[..., Any], stories: int, seed: int, device: str = "cpu"
 ) -> dict[str, Any]:
     """`l2` per token, `cosine`, and `retrieval`: [right, of] per kind of mention as in `resolution`."""
-    tellings = [tell(story_seed("validation", seed, index), FRAMES, "validation") for index in range(STORIES)]
+    tellings = [tell(story_seed("validation", seed, index), FRAMES, "validation") for index in range(stories)]
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     distances, cosines = [], []
-    for begin in range(0, STORIES, TOGETHER):
+    for begin in range(0, stories, TOGETHER):
         chunk = tellings[begin : begin + TOGETHER]
         batch = batch_of(chunk, np.random.default_rng(seed), 0.0, 0.0).to(device)
         hidden = aligned.lm(batch.stories, pooled_pictures(aligned.vision_encoder, batch.pixels))

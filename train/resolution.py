@@ -18,18 +18,20 @@ from storyv_lite.train.toonworld.cast import CAST, member
 from storyv_lite.train.toonworld.references import OBJECT
 from storyv_lite.train.toonworld.splits import story_seed
 
-STORIES, FRAMES, TOGETHER = 32, 12, 4
+FRAMES, TOGETHER = 12, 4  # of a validation story; stories at a time
 
 
 @torch.no_grad()
-def resolution(lm: StoryLM, vocabulary: Vocabulary, seed: int, device: str = "cpu") -> dict[str, Any]:
+def resolution(
+    lm: StoryLM, vocabulary: Vocabulary, stories: int, seed: int, device: str = "cpu"
+) -> dict[str, Any]:
     """Shares of names right, over captions-only contexts of validation stories.
 
     `direct` sees the whole context while it writes, `image_tokens` only the [IMG] tokens. In each: `resolved`
     (names the caption leaves out), `named` (the others), `frames` (every piece right), `by_reference` and
     `by_distance` (frames since the name was last written), each as [right, of].
     """
-    tellings = [tell(story_seed("validation", seed, index), FRAMES, "validation") for index in range(STORIES)]
+    tellings = [tell(story_seed("validation", seed, index), FRAMES, "validation") for index in range(stories)]
     lm.eval()
     return {
         name: _measure(lm, vocabulary, tellings, name == "image_tokens", torch.device(device))

@@ -76,7 +76,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         return {"loss": (losses * weights).sum() / weights.sum(), "answer_loss": losses[answers].mean()}
 
     def sample(path: Path) -> None:
-        report = resolution(lm, vocabulary, config.seed, device)
+        report = resolution(lm, vocabulary, settings.validation_stories, config.seed, device)
         step = int(path.stem.rpartition("-")[2])
         with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": STAGE, "step": step, "resolution": report}) + "\n")

@@ -57,6 +57,7 @@ def tiny_config(folder: Path, **stage: object) -> TrainConfig:
                 max_train_steps=2,
                 train_batch_size=4,
                 max_frames=4,
+                validation_stories=3,
                 lr_warmup_steps=1,
                 sample_steps=100,
                 checkpointing_steps=1,
@@ -180,7 +181,7 @@ def test_the_report_tells_distance_and_retrieval_of_validation_stories(tmp_path:
     (report,) = [line["validation"] for line in lines if "validation" in line]
     assert report["l2"] > 0 and -1 <= report["cosine"] <= 1
     right, total = report["retrieval"]["resolved"]
-    assert 0 <= right <= total and total > 50
+    assert 0 <= right <= total and total > 5
 
 
 def test_the_diffusion_loss_reaches_the_mapper_through_the_frozen_denoiser(tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def test_the_stage_writes_the_model_with_its_rows_the_tokenizer_and_a_report(
 ) -> None:
     (tmp_path / TOKENIZER_FILE).parent.mkdir(parents=True)
     tokenizer.save(str(tmp_path / TOKENIZER_FILE))
-    stage = StoryLMStage(max_train_steps=3, train_batch_size=4, max_frames=4, lr_warmup_steps=1)
+    stage = StoryLMStage(
+        max_train_steps=3, train_batch_size=4, max_frames=4, lr_warmup_steps=1, validation_stories=2
+    )
     config = TrainConfig(model=ModelConfig(language=SHAPE), story_lm=replace(stage, sample_steps=100))
     assert story_lm.train(config, tmp_path)
     model = load_component(tmp_path / "language_model")
