@@ -1,20 +1,27 @@
 """Our sampler tables against diffusers' schedulers, on random denoisers: what the agreement claim rests on.
 
-Run `python -m storyv_lite.benchmarks.samplers` to print it as Markdown. A random denoiser is a fixed nonlinear
-function of sample and timestep, as large as a real prediction, so an error in any row shows in the end.
+Run `python -m storyv_lite.benchmarks.samplers` to print it as Markdown and, in the last line, as JSON. A
+random denoiser is a fixed nonlinear function of sample and timestep, as large as a real prediction, so an
+error in any row shows in the end.
 Left out: Euler with velocity prediction, cosine schedule and trailing spacing. It starts at a sigma of
 20,000, where diffusers, which steps in 32 bits, loses what it subtracts; a test compares it with DDIM.
 """
 
+import argparse
+import json
+import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storyv_lite.benchmarks.machine import versions
+from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.optional import require
 from storyv_lite.runtime.schedulers import SAMPLERS, SPACINGS, NoiseSchedule, sampler_table
 
@@ -27,6 +34,28 @@ SCHEDULES = ("scaled_linear", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "v_prediction")
 TOLERANCE = 1e-4
 LEFT_OUT = ("euler", "v_prediction", "squaredcos_cap_v2", "trailing")
+COMMAND = "python -m storyv_lite.benchmarks.samplers"
+DOCUMENT = Path("docs/reference/samplers.md")
+PAGE = f"""# Samplers against diffusers
+
+Each sampler of `storyv_lite/runtime/schedulers.py` is a table of coefficients. Here it runs beside diffusers'
+scheduler of the same name, on a random denoiser and the same noise. A cell is the largest difference of any
+element of the sample after any step, relative to the largest element where that is above 1; the worst of the
+schedules {{schedules}} and the spacings {{spacings}} (LCM has a spacing of its own).
+The bound is {{tolerance}}.
+
+{{table}}
+
+Left out: `euler` with `v_prediction`, `squaredcos_cap_v2` and `trailing`. It starts at a sigma of 20,000,
+where diffusers, which steps in 32 bits, loses what it subtracts; a test compares it with `ddim`, whose step
+it equals.
+
+Versions: {{versions}}. Written again by:
+
+```bash
+{COMMAND} --write
+```
+"""
 
 
 @dataclass(frozen=True)
@@ -173,14 +202,40 @@ def agreements() -> list[Agreement]:
 
 
 def markdown(found: list[Agreement]) -> str:
-    """One row per sampler and prediction: the largest difference over schedules, spacings and steps."""
-    worst: dict[tuple[str, str], float] = {}
+    """The page of the reference: one row per sampler and prediction, one column per number of steps."""
+    worst: dict[tuple[str, str, int], float] = {}
     for one in found:
-        key = one.sampler, one.prediction_type
+        key = one.sampler, one.prediction_type, one.num_inference_steps
         worst[key] = max(worst.get(key, 0.0), one.difference)
-    rows = [f"| {sampler} | {prediction} | {value:.1e} |" for (sampler, prediction), value in worst.items()]
-    return "\n".join(["| sampler | prediction | largest difference |", "| --- | --- | --- |", *rows])
+    table = [["sampler", "prediction", *(f"{steps} step{'s' * (steps > 1)}" for steps in STEPS)]]
+    for sampler, prediction in dict.fromkeys((one.sampler, one.prediction_type) for one in found):
+        cells = [f"{worst[sampler, prediction, steps]:.1e}" for steps in STEPS]
+        table.append([f"`{sampler}`", f"`{prediction}`", *cells])
+    schedules = " and ".join(f"`{name}`" for name in SCHEDULES)
+    libraries = versions(("numpy", "torch", "diffusers"))
+    return PAGE.format(
+        table=markdown_table(table),
+        schedules=schedules,
+        spacings=" and ".join(f"`{name}`" for name in SPACINGS),
+        tolerance=f"{TOLERANCE:g}",
+        versions=", ".join(f"{name} {version}" for name, version in libraries.items()),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare everything; the exit code is 1 when a difference is not below the tolerance."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Compare the samplers with diffusers'.")
+    parser.add_argument("--write", type=Path, nargs="?", const=DOCUMENT, help=f"write the page [{DOCUMENT}]")
+    write = parser.parse_args(arguments).write
+    found = agreements()
+    page = markdown(found)
+    print(page)
+    if write:
+        write.write_text(page, encoding="utf-8", newline="\n")
+        print(f"wrote {write}")
+    print(json.dumps({"schema": 1, "tolerance": TOLERANCE, "rows": [asdict(one) for one in found]}))
+    return int(any(one.difference >= TOLERANCE for one in found))
 
 
 if __name__ == "__main__":
-    print(markdown(agreements()))
+    sys.exit(main())
