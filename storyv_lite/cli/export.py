@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from storyv_lite.bundle import Bundle
-from storyv_lite.cli.console import note, progress, say, say_json
+from storyv_lite.cli.console import hush_libraries, note, progress, say, say_json
 from storyv_lite.cli.options import ForceOption, JsonOption
 from storyv_lite.errors import ConfigError
 from storyv_lite.memory import format_bytes
@@ -30,6 +30,7 @@ def export(
     asked = [name for name, wanted in (("int8", int8), ("int4", int4), ("fp32", fp32)) if wanted] or ["int8"]
     if len(asked) > 1:
         raise ConfigError(f"`--{asked[0]}` and `--{asked[1]}` exclude each other", "give one of them")
+    hush_libraries()
     for module in ("torch", "transformers", "diffusers", "onnx", "onnxscript"):
         require(module, "export")
     from storyv_lite.export import assemble

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from storyv_lite.cli.console import say, say_json
+from storyv_lite.cli.console import hush_libraries, say, say_json
 from storyv_lite.cli.options import DeviceOption, JsonOption
 from storyv_lite.config import STAGES
 from storyv_lite.optional import require
@@ -29,6 +29,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a model, or go on where it stopped."""
+    hush_libraries()
     for module in ("torch", "transformers", "diffusers", "accelerate", "skia"):
         require(module, "train")
     from storyv_lite.train import recipes
