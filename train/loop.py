@@ -352,6 +352,12 @@ def _restore(
         if name.startswith("optimizer."):
             _, index, moment = name.split(".")
             moments.setdefault(int(index), {})[moment] = tensor
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, of_one in moments.items():
+        for moment, tensor in of_one.items():
+            if tensor.shape == (like := parameters[number]).shape and tensor.ndim:
+                # The fused optimizer walks memory, so a moment has to lie as its parameter does.
+                of_one[moment] = torch.empty_like(like, memory_format=torch.preserve_format).copy_(tensor)
     with torch.no_grad():
         for name, parameter in learned.items():
             parameter.copy_(tensors[f"model.{name}"])

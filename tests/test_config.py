@@ -1,0 +1,73 @@
+"""Presets, TOML files and `--set`: what is read, and that every fault is told at once."""
+
+from pathlib import Path
+
+import pytest
+
+from storyv_lite.config import TrainConfig
+from storyv_lite.errors import ConfigError
+from storyv_lite.presets import PRESETS, as_dict, check, from_dict, load_config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_can_be_trained_as_it_stands(preset: str) -> None:
+    assert check(PRESETS[preset]()) == []
+    assert load_config(preset).preset == preset
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_configuration_survives_being_stored(preset: str) -> None:
+    config = load_config(preset)
+    assert from_dict(as_dict(config)) == config
+
+
+def test_settings_change_one_value_and_keep_its_type() -> None:
+    settings = ["seed=7", "align.learning_rate=1", "model.unet.block_out_channels=[32, 64, 64]"]
+    config = load_config("toon", settings=[*settings, "char_ldm.train_text_encoder=false"])
+    assert (config.seed, config.align.learning_rate) == (7, 1.0)
+    assert type(config.align.learning_rate) is float
+    assert config.model.unet.block_out_channels == (32, 64, 64)
+    assert config.char_ldm.train_text_encoder is False
+    assert config.story_lm == TrainConfig().story_lm
+
+
+def test_text_needs_no_quotes() -> None:
+    config = load_config("toon", settings=["align.mixed_precision=no", "model.text.pretrained=some/model"])
+    assert (config.align.mixed_precision, config.model.text.pretrained) == ("no", "some/model")
+
+
+def test_settings_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("seed = 1\n[align]\nmax_train_steps = 5\nmax_frames = 4\n", encoding="utf-8")
+    config = load_config("toon", file, ["align.max_train_steps=6"])
+    assert (config.seed, config.align.max_train_steps, config.align.max_frames) == (1, 6, 4)
+
+
+def test_every_fault_is_listed() -> None:
+    settings = ["nothing=1", "align.steps=1", "seed=soon", "align=3", "seed", "align.learning_rate=-1"]
+    with pytest.raises(ConfigError) as caught:
+        load_config("toon", settings=[*settings, "model.vision.patch_size=24"])
+    for part in ("`nothing`", "`align.steps`", "`seed` is 'soon'", "`align` is a section", "`--set seed`"):
+        assert part in caught.value.message
+    assert "`align.learning_rate` is -1" in caught.value.message
+    assert "`model.vision.image_size`" in caught.value.message
+
+
+def test_a_latent_grid_that_does_not_divide_the_picture_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.unet\.sample_size"):
+        load_config("toon", settings=["model.unet.sample_size=24"])
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("tune")
+    assert "toon-smoke" in caught.value.hint
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="missing"):
+        load_config("toon", tmp_path / "none.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("seed = = 1", encoding="utf-8")
+    with pytest.raises(ConfigError, match="broken.toml"):
+        load_config("toon", broken)

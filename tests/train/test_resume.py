@@ -1,0 +1,178 @@
+"""The training loop: however a run is broken, it ends with the same weights as one that was not."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from storyv_lite.config import StageConfig
+from storyv_lite.errors import BundleError
+from storyv_lite.modeling.autoencoder import ToonAutoencoder
+from storyv_lite.modeling.checkpoints import load_component, read_checkpoint
+from storyv_lite.train.loop import StageProgress, learning_rate, run_stage, step_rng
+
+SETTINGS = StageConfig(
+    max_train_steps=12,
+    train_batch_size=2,
+    lr_warmup_steps=3,
+    ema_decay=0.9,
+    log_steps=2,
+    checkpointing_steps=4,
+    sample_steps=6,
+)
+
+
+class Killed(Exception):
+    """Stands for a process that ends without a word."""
+
+
+def nothing(_: int) -> None:
+    pass
+
+
+def run(
+    out: Path,
+    settings: StageConfig = SETTINGS,
+    before_step: Callable[[int], None] = nothing,
+    minutes: float | None = None,
+    width: int = 32,
+    sample: Callable[[Path], None] | None = None,
+) -> tuple[StageProgress, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    model = ToonAutoencoder(4, (width,), (1,), 4, 4)
+    scale = nn.Linear(1, 1)
+
+    def batches(step: int) -> Tensor:
+        before_step(step)
+        return torch.from_numpy(step_rng(1, "stage", step).normal(size=(2, 3, 8, 8))).float()
+
+    def compute_loss(batch: Tensor, step: int) -> dict[str, Tensor]:
+        posterior = model.encode(batch).latent_dist
+        error = model.decode(posterior.sample()).sample.float() * scale.weight - batch  # sampling is random
+        return {"loss": error.square().mean(), "kl": posterior.kl().mean()}
+
+    progress = run_stage(
+        "stage",
+        settings,
+        {"autoencoder": model},
+        batches,
+        compute_loss,
+        out,
+        seed=1,
+        minutes=minutes,
+        extras={"scale": scale},
+        sample=sample,
+    )
+    return progress, {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    return run(tmp_path_factory.mktemp("unbroken"))[1]
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in b)
+
+
+def at(wanted: int, act: Callable[[], None]) -> Callable[[int], None]:
+    return lambda step: act() if step == wanted else None
+
+
+def die() -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("step", [1, 4, 6, 11])
+def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
+    step: int, tmp_path: Path, unbroken: dict[str, Tensor]
+) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, before_step=at(step, die))
+    begun: list[int] = []
+    progress, weights = run(tmp_path, before_step=begun.append)
+    assert begun[0] == step // 4 * 4
+    assert progress.done and same(weights, unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops_after_the_step(
+    number: signal.Signals, tmp_path: Path, unbroken: dict[str, Tensor]
+) -> None:
+    handler = signal.getsignal(number)
+    progress, _ = run(tmp_path, before_step=at(5, lambda: os.kill(os.getpid(), number)))
+    assert (progress.steps, progress.done) == (6, False)
+    assert signal.getsignal(number) is handler
+    begun: list[int] = []
+    progress, weights = run(tmp_path, before_step=begun.append)
+    assert begun[0] == 6 and progress.done and same(weights, unbroken)
+
+
+def test_minutes_end_a_run_and_the_next_one_goes_on(tmp_path: Path, unbroken: dict[str, Tensor]) -> None:
+    steps = []
+    for _ in range(12):
+        progress, weights = run(tmp_path, minutes=0)
+        steps.append(progress.steps)
+    assert steps == list(range(1, 13))
+    assert progress.done and same(weights, unbroken)
+
+
+def test_a_finished_stage_trains_no_further_and_may_be_prolonged(tmp_path: Path) -> None:
+    _, weights = run(tmp_path)
+    progress, again = run(tmp_path, before_step=lambda _: die())
+    assert progress.done and same(again, weights)
+    progress, longer = run(tmp_path, replace(SETTINGS, max_train_steps=14))
+    assert progress.steps == 14 and not same(longer, weights)
+
+
+def test_without_its_state_a_run_goes_on_from_the_stored_weights(tmp_path: Path) -> None:
+    run(tmp_path, before_step=at(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    shutil.rmtree(tmp_path / "state")
+    begun: list[int] = []
+    progress, _ = run(tmp_path, before_step=begun.append)
+    assert begun[0] == 6 and progress.done
+
+
+def test_a_warm_start_warms_up_again() -> None:
+    settings = replace(SETTINGS, max_train_steps=1000, lr_warmup_steps=50)
+    rates = [learning_rate(settings, step, resumed_at=500) for step in (500, 520, 560)]
+    assert rates[0] < rates[1] < rates[2] == learning_rate(settings, 560)
+
+
+def test_the_learning_rate_warms_up_and_decays_to_its_least() -> None:
+    settings = replace(SETTINGS, max_train_steps=1000, lr_warmup_steps=10, lr_min_ratio=0.1)
+    rates = [learning_rate(settings, step) / settings.learning_rate for step in (0, 9, 500, 1000)]
+    assert rates == pytest.approx([0.1, 1.0, 0.55, 0.1], abs=1e-3)
+
+
+def test_stored_components_hold_the_averaged_weights_that_are_returned(tmp_path: Path) -> None:
+    _, weights = run(tmp_path)
+    assert same(weights, load_component(tmp_path / "autoencoder").state_dict())
+
+
+def test_progress_metrics_and_samples_are_written(tmp_path: Path) -> None:
+    run(tmp_path, sample=lambda path: path.touch())
+    record = read_checkpoint(tmp_path)["stages"]["stage"]
+    assert (record["steps"], record["samples"], record["done"]) == (12, 24, True)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert {"stage", "loss", "kl", "lr", "samples_per_second", "seconds"} <= lines[0].keys()
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == ["stage-000006.png", "stage-000012.png"]
+
+
+def test_sampling_does_not_change_what_is_learned(tmp_path: Path, unbroken: dict[str, Tensor]) -> None:
+    assert same(run(tmp_path, sample=lambda _: torch.rand(3))[1], unbroken)  # type: ignore[arg-type, return-value]
+
+
+def test_a_state_of_another_shape_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(BundleError, match="another shape"):
+        run(tmp_path, width=64)
