@@ -5,7 +5,6 @@ With given pictures nothing a device computes reaches the next frame, so differe
 drawn by itself shows what becomes of them when they do.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +74,5 @@ def used_device_bytes() -> int | None:
     return int(used[0].split()[0]) * 2**20 if used and used[0].split()[0].isdigit() else None
 
 
-def _work(request: dict[str, Any]) -> dict[str, Any]:
-    return probe(ProbeRequest(**request))
-
-
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    sys.exit(answer(_work))
+    sys.exit(answer(lambda request: probe(ProbeRequest(**request))))
