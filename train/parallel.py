@@ -36,7 +36,9 @@ class GradientHelpers:
         self._pipes: list[Connection] = []
         context = multiprocessing.get_context("fork") if count else multiprocessing
         for rank in range(1, count + 1):
-            gradients = [torch.zeros_like(p).share_memory_() for p in self._learned]
+            gradients = [torch.zeros_like(p) for p in self._learned]
+            for gradient in gradients:
+                gradient.share_memory_()  # type: ignore[no-untyped-call]
             here, there = context.Pipe()
             arguments = (rank, there, [*self._pipes, here], self._learned, gradients, work)
             context.Process(target=_serve, args=arguments, daemon=True).start()

@@ -56,7 +56,7 @@ def draw_sheet(
         generator=torch.Generator().manual_seed(config.seed),
     ).to(device)
     latents = sample(unet, scheduler, noise, states[1:], states[:1])
-    decoded = [autoencoder.decode(autoencoder.denormalize(one)).sample for one in latents.split(4)]
+    decoded = [autoencoder.decode(autoencoder.denormalize(one)).sample for one in torch.split(latents, 4)]
     save_sheet(torch.cat(decoded).float().cpu(), captions, path)
 
 

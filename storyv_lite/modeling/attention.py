@@ -37,7 +37,7 @@ class MatmulAttnProcessor:
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
 
         def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return x.reshape(*x.shape[:2], int(attn.heads), -1).transpose(1, 2)
 
         query, key, value = (
             heads(attn.to_q(hidden_states)),

@@ -29,7 +29,7 @@ class Fusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     config_name = "config.json"
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, hidden_size: int = 768) -> None:
         super().__init__()
         self.mlp1 = FusionMLP(2 * hidden_size, hidden_size)

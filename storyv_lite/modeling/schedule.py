@@ -32,8 +32,8 @@ def training_target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, ti
 
 def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, snr_gamma: float) -> Tensor:
     """Loss weight per sample (B,): min(SNR, gamma) in the units of the prediction (Hang et al., 2023)."""
-    kept = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-    snr = kept / (1 - kept)
+    kept: Tensor = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr: Tensor = kept / (1 - kept)
     if scheduler.config.prediction_type == "v_prediction":
         return snr.clamp(max=snr_gamma) / (snr + 1)
     return snr.clamp(max=snr_gamma) / snr.clamp(min=1e-8)
@@ -41,6 +41,6 @@ def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, snr_gamma: floa
 
 def spread_timesteps(scheduler: DDPMScheduler, batch_size: int) -> Tensor:
     """Random timesteps (B,), one from each of B equal parts of the schedule: uniform, with less variance."""
-    steps = scheduler.config.num_train_timesteps
+    steps = int(scheduler.config.num_train_timesteps)
     parts = (torch.arange(batch_size) + torch.rand(batch_size)) / batch_size
     return (parts * steps).long().clamp(max=steps - 1)

@@ -7,7 +7,8 @@ from storyv_lite.modeling.fusion import Fusion
 
 def make(hidden_size: int = 32) -> Fusion:
     torch.manual_seed(0)
-    return Fusion(hidden_size).eval()
+    fusion: Fusion = Fusion(hidden_size).eval()
+    return fusion
 
 
 def test_no_characters_leave_the_text_untouched() -> None:

@@ -125,7 +125,7 @@ def test_every_named_actor_gets_a_picture_and_a_mask_at_its_name(earlier: Path) 
     batches = batches_of(micro(uncondition_prob=0.0, text_only_prob=0.0, train_batch_size=8), earlier)
     batch = batches(0)
     inputs = batch.inputs
-    assert inputs.batch_index.unique().tolist() == list(range(8))
+    assert set(inputs.batch_index.tolist()) == set(range(8))
     assert len(inputs.positions) == len(inputs.picture_index) == len(batch.masks)
     assert int(inputs.picture_index.max()) + 1 == len(inputs.pixel_values)
     assert float(batch.masks.flatten(1).sum(1).min()) > 0
