@@ -19,6 +19,7 @@ PAPER, INK, FAINT, CARD = "#fbf4e6", "#3d2f28", "#a08c7d", "#fffdf8"
 MARGIN, GAP, PADDING, RADIUS = 40, 24, 14, 14  # pixels
 CAPTION_SIZE, TITLE_SIZE, LINE_HEIGHT = 17, 34, 23
 MAX_COLUMNS = 6
+NUMBERS = "no one two three four five six seven eight nine ten eleven twelve".split()
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def page(title: str, panels: Sequence[Panel], details: Sequence[tuple[str, str]]
         for number, panel in enumerate(panels, start=1)
     )
     rows = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in details)
-    count = "one picture" if len(panels) == 1 else f"{len(panels)} pictures"
+    number = NUMBERS[len(panels)] if len(panels) < len(NUMBERS) else str(len(panels))
+    count = f"{number} picture" + ("s" if len(panels) != 1 else "")
     return PAGE.substitute(title=escape(title), count=count, figures=figures, rows=rows)
 
 

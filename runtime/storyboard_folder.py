@@ -121,5 +121,5 @@ class StoryboardFolder:
             ("Draw it again", receipt["command"]),
         ]
         if receipt["unknown_words"]:
-            details.append(("Words it did not know", ", ".join(receipt["unknown_words"])))
+            details.append(("Unknown words", ", ".join(receipt["unknown_words"])))
         return details

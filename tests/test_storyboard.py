@@ -60,6 +60,13 @@ def test_the_page_asks_nothing_of_a_network_and_forbids_scripts() -> None:
     assert policy is not None and policy.startswith("default-src 'none'") and "script" not in policy
 
 
+@pytest.mark.parametrize(
+    ("count", "says"), [(1, "one picture<"), (5, "five pictures<"), (13, "13 pictures<")]
+)
+def test_the_page_counts_its_pictures(count: int, says: str) -> None:
+    assert says in page("T", [panel()] * count, [])
+
+
 def test_the_page_is_for_phones_and_for_dark_rooms() -> None:
     source = page("T", [panel()], [])
     assert 'name="viewport"' in source and "prefers-color-scheme: dark" in source
