@@ -33,7 +33,7 @@ def test_nothing_is_ever_unpickled() -> None:
     guilty = [
         f"{path.relative_to(ROOT)}: {match.group()}"
         for path in MODULES
-        if path != Path(__file__)
+        if "tests" not in path.relative_to(ROOT).parts  # which make pickles to see them refused
         for match in UNPICKLERS.finditer(path.read_text(encoding="utf-8"))
         if not path.read_text(encoding="utf-8")[: match.start()].endswith(".")
     ]
