@@ -152,6 +152,8 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     settings, shape = config.char_ldm, config.model
     if settings.processes > 1 and device != "cpu":
         raise ConfigError(f"`char_ldm.processes` is {settings.processes}, on `{device}` it must be 1")
+    if settings.processes > 1:
+        torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     vae = autoencoder.load(out, device)
     tokenizer = load_text_tokenizer(out, shape.text.max_position_embeddings)
