@@ -10,157 +10,130 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from storyv_lite.config import (
-    STAGES,
-    AlignStage,
-    AutoencoderConfig,
-    AutoencoderStage,
-    CharLDMStage,
-    DataConfig,
-    ImageTextStage,
-    LanguageConfig,
-    MapperConfig,
-    ModelConfig,
-    StageConfig,
-    StoryLMStage,
-    TextConfig,
-    TrainConfig,
-    UNetConfig,
-    VisionConfig,
-)
+from storyv_lite.config import STAGES, ModelConfig, StageConfig, TrainConfig
 from storyv_lite.errors import ConfigError
 
 HINT = "sections are model.*, data and the stages; see storyv_lite/config.py"
 
 
-def _toon() -> TrainConfig:
-    return TrainConfig()
+_PACE = {"lr_warmup_steps": 10, "log_steps": 20, "checkpointing_steps": 100}
+_MICRO_PACE = {"max_train_steps": 4, "lr_warmup_steps": 1, "log_steps": 1, "checkpointing_steps": 2}
+_SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 
+# Every stage in less than three minutes on two cores: it proves the machinery, the pictures are blurs.
+_SMOKE: dict[str, Any] = {
+    "preset": "toon-smoke",
+    "model": {
+        "image_size": 64,
+        "autoencoder": {"latent_channels": 8, "block_out_channels": (64, 32), "layers_per_block": (1, 1)},
+        "text": {"vocab_size": 640, **_SMALL},
+        "vision": {"image_size": 32, "patch_size": 8, **_SMALL},
+        "unet": {"sample_size": 8, "block_out_channels": (32, 64, 64)},
+        "language": {"vocab_size": 640, **_SMALL},
+        "mapper": {**_SMALL, "num_hidden_layers": 1},
+    },
+    "data": {"frames": 400, "stories": 60},
+    "autoencoder": {"max_train_steps": 300, "train_batch_size": 16, **_PACE},
+    "image_text": {"max_train_steps": 100, "train_batch_size": 32, **_PACE},
+    "story_lm": {"max_train_steps": 100, "max_frames": 6, "validation_stories": 4, **_PACE},
+    "char_ldm": {"max_train_steps": 200, "train_batch_size": 16, **_PACE},
+    "align": {
+        "max_train_steps": 100,
+        "train_batch_size": 4,
+        "max_frames": 4,
+        "validation_stories": 4,
+        **_PACE,
+    },
+}
 
-def _toon_smoke() -> TrainConfig:
-    """Every stage in less than three minutes on two cores: it proves the machinery, pictures are blurs."""
-    pace = {"lr_warmup_steps": 10, "log_steps": 20, "checkpointing_steps": 100, "sample_steps": 1000}
-    return TrainConfig(
-        preset="toon-smoke",
-        model=ModelConfig(
-            image_size=64,
-            autoencoder=AutoencoderConfig(
-                latent_channels=8, block_out_channels=(64, 32), layers_per_block=(1, 1), patch_size=8
-            ),
-            text=TextConfig(
-                vocab_size=640,
-                hidden_size=64,
-                intermediate_size=128,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-            ),
-            vision=VisionConfig(
-                image_size=32,
-                patch_size=8,
-                hidden_size=64,
-                intermediate_size=128,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-            ),
-            unet=UNetConfig(sample_size=8, block_out_channels=(32, 64, 64)),
-            language=LanguageConfig(
-                vocab_size=640,
-                hidden_size=64,
-                intermediate_size=192,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-            ),
-            mapper=MapperConfig(
-                hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2
-            ),
-        ),
-        data=DataConfig(frames=400),
-        autoencoder=AutoencoderStage(max_train_steps=300, train_batch_size=16, **pace),
-        image_text=ImageTextStage(max_train_steps=100, train_batch_size=32, **pace),
-        story_lm=StoryLMStage(max_train_steps=100, max_frames=6, **pace),
-        char_ldm=CharLDMStage(max_train_steps=200, train_batch_size=16, **pace),
-        align=AlignStage(max_train_steps=100, train_batch_size=16, max_frames=4, **pace),
-    )
+# The smoke preset at four steps a stage, for tests of everything around the training.
+_MICRO: dict[str, Any] = {
+    "preset": "micro",
+    "data": {"frames": 16, "stories": 4},
+    "autoencoder": {"train_batch_size": 4, **_MICRO_PACE},
+    "image_text": {"train_batch_size": 4, **_MICRO_PACE},
+    "story_lm": {"train_batch_size": 4, "max_frames": 3, "validation_stories": 1, **_MICRO_PACE},
+    "char_ldm": {"train_batch_size": 4, **_MICRO_PACE},
+    "align": {"train_batch_size": 2, "max_frames": 3, "validation_stories": 1, **_MICRO_PACE},
+}
 
+# The paper's settings (specification A.5, C.5) on Stable Diffusion 1.5; the language model stays frozen.
+_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+_PAPER: dict[str, Any] = {
+    "model": {
+        "image_size": 512,
+        "autoencoder": {"pretrained": _DIFFUSION, "latent_channels": 4},
+        "text": {
+            "pretrained": _DIFFUSION,
+            "vocab_size": 49408,
+            "hidden_size": 768,
+            "num_attention_heads": 12,
+            "max_position_embeddings": 77,
+        },
+        "vision": {
+            "pretrained": "openai/clip-vit-large-patch14",
+            "image_size": 224,
+            "patch_size": 14,
+            "hidden_size": 1024,
+            "num_attention_heads": 16,
+        },
+        "unet": {"pretrained": _DIFFUSION, "sample_size": 64, "prediction_type": "epsilon"},
+        "language": {
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "trainable": False,
+        },
+        "mapper": {
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+        },
+    },
+    "autoencoder": {"max_train_steps": 0},
+    "image_text": {"max_train_steps": 0},
+    "story_lm": {"max_train_steps": 0},
+    "char_ldm": {
+        "max_train_steps": 25000,
+        "train_batch_size": 32,
+        "learning_rate": 1e-5,
+        "lr_warmup_steps": 0,
+        "lr_min_ratio": 1.0,
+        "ema_decay": 0.0,
+        "reg_weight": 1e-3,
+        "mask_loss_prob": 0.3,
+        "snr_gamma": 0.0,
+        "train_text_encoder": False,
+    },
+    "align": {
+        "max_train_steps": 20000,
+        "learning_rate": 1e-3,
+        "lr_warmup_steps": 2000,
+        "min_frames": 4,
+        "max_frames": 4,
+    },
+}
+_OPT: dict[str, Any] = {
+    "preset": "opt-6.7b",
+    "model": {
+        "language": {"pretrained": "facebook/opt-6.7b", "vocab_size": 50265, "max_position_embeddings": 2048}
+    },
+    "align": {"train_batch_size": 64},
+}
+_LLAMA: dict[str, Any] = {
+    "preset": "llama-2-7b",
+    "model": {"language": {"pretrained": "meta-llama/Llama-2-7b-chat-hf", "vocab_size": 32000}},
+    "align": {"train_batch_size": 32},
+}
 
-def _micro() -> TrainConfig:
-    """The smoke preset at two steps a stage, for tests of everything around the training."""
-    smoke = _toon_smoke()
-    steps = {"max_train_steps": 4, "lr_warmup_steps": 1, "log_steps": 1, "checkpointing_steps": 2}
-    return replace(
-        smoke,
-        preset="micro",
-        data=replace(smoke.data, frames=16),
-        autoencoder=replace(smoke.autoencoder, train_batch_size=4, **steps),
-        image_text=replace(smoke.image_text, train_batch_size=4, **steps),
-        story_lm=replace(smoke.story_lm, train_batch_size=4, max_frames=3, validation_stories=2, **steps),
-        char_ldm=replace(smoke.char_ldm, train_batch_size=4, **steps),
-        align=replace(smoke.align, train_batch_size=4, max_frames=3, validation_stories=2, **steps),
-    )
-
-
-def _paper(preset: str, language: str, batch: int) -> TrainConfig:
-    """The paper's settings (specification A.5, C.5) on Stable Diffusion 1.5 and a frozen language model."""
-    diffusion = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    clip = "openai/clip-vit-large-patch14"
-    return TrainConfig(
-        preset=preset,
-        model=ModelConfig(
-            image_size=512,
-            autoencoder=AutoencoderConfig(pretrained=diffusion, latent_channels=4, patch_size=8),
-            text=TextConfig(
-                pretrained=diffusion, vocab_size=49408, hidden_size=768, max_position_embeddings=77
-            ),
-            vision=VisionConfig(
-                pretrained=clip, image_size=224, patch_size=14, hidden_size=1024, num_attention_heads=16
-            ),
-            unet=UNetConfig(pretrained=diffusion, sample_size=64, prediction_type="epsilon"),
-            language=LanguageConfig(
-                pretrained=language,
-                hidden_size=4096,
-                num_hidden_layers=32,
-                num_attention_heads=32,
-                vocab_size=50265 if "opt" in language else 32000,
-                max_position_embeddings=2048 if "opt" in language else 4096,
-                trainable=False,
-            ),
-            mapper=MapperConfig(
-                hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=4
-            ),
-        ),
-        autoencoder=AutoencoderStage(max_train_steps=0),
-        image_text=ImageTextStage(max_train_steps=0),
-        story_lm=StoryLMStage(max_train_steps=0),
-        char_ldm=CharLDMStage(
-            max_train_steps=25000,
-            train_batch_size=32,
-            learning_rate=1e-5,
-            lr_warmup_steps=1,
-            lr_min_ratio=1.0,
-            ema_decay=0.0,
-            reg_weight=1e-3,
-            mask_loss_prob=0.3,
-            snr_gamma=0.0,
-            train_text_encoder=False,
-        ),
-        align=AlignStage(
-            max_train_steps=20000,
-            train_batch_size=4 * batch,  # frames of stories of four
-            learning_rate=1e-3,
-            lr_warmup_steps=2000,
-            min_frames=4,
-            max_frames=4,
-            drop_prob=0.0,
-        ),
-    )
-
-
-PRESETS = {
-    "toon": _toon,
-    "toon-smoke": _toon_smoke,
-    "micro": _micro,
-    "opt-6.7b": lambda: _paper("opt-6.7b", "facebook/opt-6.7b", 64),
-    "llama-2-7b": lambda: _paper("llama-2-7b", "meta-llama/Llama-2-7b-chat-hf", 32),
+# What each preset changes about the defaults of config.py, one after the other.
+PRESETS: dict[str, tuple[dict[str, Any], ...]] = {
+    "toon": (),
+    "toon-smoke": (_SMOKE,),
+    "micro": (_SMOKE, _MICRO),
+    "opt-6.7b": (_PAPER, _OPT),
+    "llama-2-7b": (_PAPER, _LLAMA),
 }
 
 
@@ -171,9 +144,10 @@ def load_config(preset: str = "toon", file: Path | None = None, settings: Iterab
     """
     if preset not in PRESETS:
         raise ConfigError(f"there is no preset `{preset}`", hint=f"presets are {', '.join(PRESETS)}")
-    config, problems = PRESETS[preset](), []
-    if file is not None:
-        config, problems = _changed(config, _read_toml(file), "")
+    config, problems = TrainConfig(), list[str]()
+    for values in (*PRESETS[preset], *([] if file is None else [_read_toml(file)])):
+        config, more = _changed(config, values, "")
+        problems += more
     for setting in settings:
         config, more = _set(config, setting)
         problems += more
@@ -190,6 +164,7 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """The configuration that `as_dict` wrote; raises `ConfigError` for what this version does not know."""
+    config: TrainConfig
     config, problems = _changed(TrainConfig(), values, "")
     if problems:
         raise ConfigError("; ".join(problems), hint="the checkpoint was trained by another version")
@@ -211,10 +186,10 @@ def check(config: TrainConfig) -> list[str]:
             problems.append(f"`{name}.ema_decay` is {stage.ema_decay}, 0 up to below 1 is needed")
         if stage.mixed_precision not in ("auto", "no", "bf16"):
             problems.append(f"`{name}.mixed_precision` is `{stage.mixed_precision}`, not auto, no or bf16")
-    for name in ("story_lm", "align"):
-        stage = getattr(config, name)
-        if not 1 <= stage.min_frames <= stage.max_frames:
-            problems.append(f"`{name}.min_frames` is {stage.min_frames}, 1 to `max_frames` is needed")
+    for told in (config.story_lm, config.align):
+        if not 1 <= told.min_frames <= told.max_frames:
+            name = "story_lm" if told is config.story_lm else "align"
+            problems.append(f"`{name}.min_frames` is {told.min_frames}, 1 to `max_frames` is needed")
     if config.char_ldm.train_batch_size % max(1, config.char_ldm.processes) or config.char_ldm.processes < 1:
         problems.append("`char_ldm.processes` is at least 1 and divides `char_ldm.train_batch_size`")
     if config.data.folder:
@@ -275,7 +250,7 @@ def _set(config: TrainConfig, setting: str) -> tuple[TrainConfig, list[str]]:
 
 def _changed(config: Any, values: Mapping[str, Any], path: str) -> tuple[Any, list[str]]:
     """`config` with `values` put in, and what could not be put in."""
-    known, new, problems = {f.name for f in fields(config)}, {}, []
+    known, new, problems = {f.name for f in fields(config)}, dict[str, Any](), list[str]()
     for key, value in values.items():
         name = f"{path}{key}"
         if key not in known:

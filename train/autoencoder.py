@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from storyv_lite.config import TrainConfig
+from storyv_lite.errors import BundleError
 from storyv_lite.modeling.autoencoder import ToonAutoencoder
 from storyv_lite.modeling.checkpoints import load_component, save_component
 from storyv_lite.train.data import FrameSet
@@ -90,7 +91,10 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
 def load(out: Path, device: str = "cpu") -> ToonAutoencoder:
     """The trained autoencoder of a checkpoint folder, frozen, for the stages that come after it."""
     model = load_component(out / "autoencoder").requires_grad_(False).to(device)
-    assert isinstance(model, ToonAutoencoder)
+    if not isinstance(model, ToonAutoencoder):
+        raise BundleError(
+            f"`{out / 'autoencoder'}` holds a {type(model).__name__}, a ToonAutoencoder is needed"
+        )
     return model
 
 
@@ -109,7 +113,7 @@ def _measure(model: ToonAutoencoder, frames: FrameSet, device: str, count: int) 
 def _sheet(originals: Tensor, decoded: Tensor, path: Path) -> None:
     """Rows of originals with what came back below each."""
     pairs = torch.stack([originals.cpu(), decoded.float().cpu().clamp(-1, 1)], dim=1)
-    rows = [row.reshape(-1, *row.shape[2:]) for row in pairs.split(8)]
+    rows = [row.reshape(-1, *row.shape[2:]) for row in torch.split(pairs, 8)]
     strips = [torch.cat([torch.cat(list(row[0::2]), -1), torch.cat(list(row[1::2]), -1)], -2) for row in rows]
     picture = torch.cat(strips, -2).add(1).mul(127.5).round().byte()
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)

@@ -58,7 +58,7 @@ class FrameSet:
             needed = sum(int(np.prod(shape)) for shape in shapes.values())
             if (free := shutil.disk_usage(folder).free) < needed + 2**28:
                 raise OutputError(
-                    f"`{folder}` has {free >> 20} MiB free, {count} frames of training pictures need {needed >> 20}",
+                    f"`{folder}` has {free >> 20} MiB free, {count} training pictures need {needed >> 20} MiB",
                     hint="train with fewer: --set data.frames=4000",
                 )
             for name, shape in shapes.items():
@@ -118,7 +118,7 @@ def data_version() -> str:
 
 
 def on_white(pixels: Pixels, mask: Pixels, size: int) -> Pixels:
-    """A picture (h,w,3) blended onto white by its mask (h,w), padded to a square, resized to (size,size,3)."""
+    """A picture (h,w,3) blended onto white by its mask (h,w), padded and resized to (size,size,3)."""
     weight = mask[..., None].astype(np.uint16)
     blended = ((pixels * weight + 255 * (255 - weight)) // 255).astype(np.uint8)
     height, width = mask.shape

@@ -194,11 +194,11 @@ def truths(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
 
 def truth_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of everything true about the frames, and the share of details read correctly."""
-    place, rest = logits[:, : len(PLACES)], logits[:, len(PLACES) :].unflatten(1, (len(NAMES), -1))
+    place, rest = logits[:, : len(PLACES)], logits[:, len(PLACES) :].view(len(logits), len(NAMES), -1)
     loss = F.cross_entropy(place, batch.places)
     loss = loss + F.binary_cross_entropy_with_logits(rest[..., 0], batch.present)
     here, right = batch.present > 0, []
-    for detail, scores in enumerate(rest[..., 1:].split(DETAILS, dim=-1)):
+    for detail, scores in enumerate(torch.split(rest[..., 1:], DETAILS, dim=-1)):
         loss = loss + F.cross_entropy(scores[here], batch.details[..., detail][here])
         right.append((scores[here].argmax(1) == batch.details[..., detail][here]).float().mean())
     return loss, torch.stack(right).mean()

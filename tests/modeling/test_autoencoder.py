@@ -6,9 +6,15 @@ from storyv_lite.modeling.autoencoder import ToonAutoencoder
 
 
 def tiny(**changes: object) -> ToonAutoencoder:
-    shape = {"latent_channels": 4, "block_out_channels": (32, 32), "layers_per_block": (1, 1), "patch_size": 4}
+    shape = {
+        "latent_channels": 4,
+        "block_out_channels": (32, 32),
+        "layers_per_block": (1, 1),
+        "patch_size": 4,
+    }
     torch.manual_seed(0)
-    return ToonAutoencoder(**{**shape, "scale_factor": 8, **changes})
+    model: ToonAutoencoder = ToonAutoencoder(**{**shape, "scale_factor": 8, **changes})
+    return model
 
 
 def test_the_default_turns_256_pixels_into_12x16x16_and_back() -> None:

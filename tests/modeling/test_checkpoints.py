@@ -32,7 +32,8 @@ SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "nu
 
 def autoencoder() -> ToonAutoencoder:
     torch.manual_seed(0)
-    return ToonAutoencoder(4, (32, 32), (1, 1), 4, 8)
+    model: ToonAutoencoder = ToonAutoencoder(4, (32, 32), (1, 1), 4, 8)
+    return model
 
 
 def modules() -> dict[str, nn.Module]:
@@ -66,7 +67,10 @@ def modules() -> dict[str, nn.Module]:
 def test_every_component_class_comes_back_with_equal_weights(tmp_path: Path) -> None:
     for name, module in modules().items():
         checkpoints.save_component(module, tmp_path / name)
-        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["config.json", "model.safetensors"]
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [
+            "config.json",
+            "model.safetensors",
+        ]
         loaded = checkpoints.load_component(tmp_path / name)
         assert type(loaded) is type(module) and not loaded.training
         stored = module.state_dict()
