@@ -88,6 +88,7 @@ class StoryboardFolder:
             "command": self._command(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": {"device": backend.device, "provider": backend.provider, "chosen": backend.reason},
+            "threads": backend.threads,
             "machine": f"{platform.system()} {platform.machine()}",
             "versions": {
                 "storyv-lite": __version__,

@@ -63,6 +63,7 @@ class Backend(Protocol):
     device: str  # "cpu" | "cuda"
     provider: str  # what runs the graphs, as its library calls it
     reason: str  # why this device
+    threads: int  # CPU threads per component; results hold for one number of them
 
     def open(self, bundle: Bundle, component: Component) -> Session:
         """Load one component. Raises `BundleError` or `BackendError`."""

@@ -10,6 +10,7 @@ cache is copied on every read, and two copies exist for a moment.
 
 import ctypes
 import ctypes.util
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from storyv_lite.errors import BackendError, BundleError
 from storyv_lite.runtime.backends.base import CacheStorage, Session, Tensors
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+MAX_THREADS = 16  # more of them wait for each other longer than they work
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 # the smallest graph there is, y = -x: whether a provider loads is known before any component is
 _PROBE = bytes.fromhex(
@@ -40,7 +42,7 @@ class OrtBackend:
     def __init__(self, device: str = "auto", threads: int | None = None) -> None:
         """Choose the device. Raises `BackendError` when `cuda` was asked for and does not work."""
         ort.set_default_logger_severity(4)  # what matters is raised; the rest would spoil the progress line
-        self.threads = threads
+        self.threads = threads or min(usable_cores(), MAX_THREADS)
         self.device, self.reason = device, "asked for"
         if device == "auto":
             problem = _cuda_problem()
@@ -89,10 +91,17 @@ class OrtBackend:
         return session
 
 
-def session_options(threads: int | None = None) -> ort.SessionOptions:
+def usable_cores() -> int:
+    """Cores this process may run on, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def session_options(threads: int) -> ort.SessionOptions:
     """The fixed settings of every session."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
