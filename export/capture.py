@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from storyv_lite.components import Component, Dimensions, Signature, TensorSpec, signature
@@ -40,7 +41,7 @@ def capture(module: nn.Module, component: Component, dims: Dimensions) -> onnx.M
     if isinstance(module, LanguageModel):
         model = llama_graph(module.backbone, wanted)
     else:
-        model = _fold(_trace(module, wanted))
+        model = _fold(_settle_shapes(_fold(_trace(module, wanted)), wanted))
     check_signature(model, wanted, component)
     return clean(model, wanted)
 
@@ -61,11 +62,16 @@ def check_signature(model: onnx.ModelProto, wanted: Signature, component: Compon
 
 def clean(model: onnx.ModelProto, wanted: Signature | None = None) -> onnx.ModelProto:
     """The model without anything that tells where or when it was made; `wanted` names its axes."""
+    _prune(model.graph)
     for part in (model, model.graph, *model.graph.node, *model.graph.initializer):
         _strip(part)
     for value in (*model.graph.input, *model.graph.output):
         _strip(value)
     del model.graph.value_info[:]
+    used = {node.domain for node in model.graph.node} | {""}
+    opsets = [opset for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
     model.producer_name, model.producer_version, model.graph.name = "storyv-lite", "", "main_graph"
     if wanted is not None:
         for values, specs in (
@@ -151,6 +157,74 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(Path(folder) / GRAPH)
 
 
+def _settle_shapes(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto:
+    """Replace what a traced graph computes from shapes by constants, where the batch does not change it.
+
+    Such a graph works out every shape anew in every call, in more nodes than do the work. Two runs with
+    different batches show which values follow it; a Reshape may have one such axis, which becomes -1.
+    """
+    graph = model.graph
+    known = {tensor.name for tensor in graph.initializer}
+    derived: dict[str, onnx.NodeProto] = {}  # outputs of nodes that see shapes and constants only
+    for node in graph.node:
+        if node.op_type == "Shape" or all(name in known or name in derived for name in node.input if name):
+            derived.update(dict.fromkeys(node.output, node))
+    reshapes = {n.output[0]: n for n in graph.node if n.op_type == "Reshape" and n.input[1] in derived}
+    names = [*derived, *reshapes]
+    two, three = ([np.asarray(a) for a in _probe(model, names, dummy_inputs(wanted, n), wanted)] for n in (2, 3))
+    settled: list[onnx.TensorProto] = []
+    for name, first, second in zip(names, two, three, strict=True):
+        if name in derived and first.shape == second.shape and (first == second).all():
+            settled.append(numpy_helper.from_array(first, name))
+        elif name in reshapes:
+            axes, others = np.array(first.shape), np.array(second.shape)
+            if (axes != others).sum() <= 1:
+                reshapes[name].input[1] = f"{name}.shape"
+                shape = np.where(axes == others, axes, -1).astype(np.int64)
+                settled.append(numpy_helper.from_array(shape, f"{name}.shape"))
+    done = {tensor.name for tensor in settled}
+    kept = [node for node in graph.node if not set(node.output) <= done]
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(settled)
+    return model
+
+
+def _probe(
+    model: onnx.ModelProto, names: list[str], inputs: tuple[torch.Tensor, ...], wanted: Signature
+) -> list[Any]:
+    """The values of inner tensors for one set of inputs."""
+    if not names:
+        return []
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    taken = {value.name for value in session.get_inputs()}
+    feed = {s.name: t.numpy() for s, t in zip(wanted.inputs, inputs, strict=True) if s.name in taken}
+    values: list[Any] = session.run(names, feed)
+    return values
+
+
+def _prune(graph: onnx.GraphProto) -> None:
+    """Drop nodes and weights that nothing reads."""
+    needed = {value.name for value in graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(reversed(kept))
+    graph.initializer.extend(weights)
+
+
 def _check_tensor(value: onnx.ValueInfoProto, spec: TensorSpec, where: str) -> None:
     tensor = value.type.tensor_type
     dtype = _TYPES.get(tensor.elem_type, str(tensor.elem_type))
@@ -178,11 +252,3 @@ def _strip(part: Any) -> None:
     if hasattr(part, "metadata_props"):
         del part.metadata_props[:]
 
-
-def tensor_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of all weights of a model in memory."""
-    return sum(int(np.prod(t.dims)) * _width(t.data_type) for t in model.graph.initializer)
-
-
-def _width(data_type: int) -> int:
-    return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize)

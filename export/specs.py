@@ -161,9 +161,9 @@ def token_table(checkpoint: Path) -> Tensor:
     return table
 
 
-def dummy_inputs(signature: Signature, vocab_size: int = 8) -> tuple[Tensor, ...]:
+def dummy_inputs(signature: Signature, batch: int = 2) -> tuple[Tensor, ...]:
     """Inputs to trace with: every free axis 2 or more, so that no size is mistaken for a constant 1."""
-    free = {"batch": 2, "characters": 2, "sequence": 3, "past": 5, "total": 8}
+    free = {"batch": batch, "characters": batch, "sequence": 3, "past": 5, "total": 8}
     random = torch.Generator().manual_seed(0)
 
     def tensors() -> Iterator[Tensor]:
@@ -172,7 +172,7 @@ def dummy_inputs(signature: Signature, vocab_size: int = 8) -> tuple[Tensor, ...
             if spec.name == "attention_mask":
                 yield torch.ones(shape, dtype=torch.int64)
             elif spec.dtype == "int64":
-                yield torch.arange(1, 1 + _count(shape)).reshape(shape) % vocab_size
+                yield torch.arange(1, 1 + _count(shape)).reshape(shape) % 8
             else:
                 yield torch.randn(shape, generator=random)
 
