@@ -15,7 +15,7 @@ from torch import Tensor
 from storyv_lite.config import TrainConfig
 from storyv_lite.errors import BundleError
 from storyv_lite.modeling.autoencoder import ToonAutoencoder
-from storyv_lite.modeling.checkpoints import load_component, save_component
+from storyv_lite.modeling.checkpoints import load_component
 from storyv_lite.train.data import FrameSet
 from storyv_lite.train.loop import run_stage, step_rng
 
@@ -70,7 +70,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         pixels = shown.pictures(np.arange(len(shown))).to(device)
         _sheet(pixels, model.decode(model.encode(pixels).latent_dist.mode()).sample, path)
 
-    progress = run_stage(
+    return run_stage(
         STAGE,
         settings,
         {"autoencoder": model},
@@ -81,21 +81,17 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         device=device,
         minutes=minutes,
         sample=sample,
-    )
-    if progress.done and model.config.latents_mean is None:
-        _measure(model, frames, device, min(MEASURED_FRAMES, count))
-        save_component(model, out / "autoencoder")
-    return progress.done
+        finish=lambda: _measure(model, frames, device, min(MEASURED_FRAMES, count)),
+    ).done
 
 
 def load(out: Path, device: str = "cpu") -> ToonAutoencoder:
     """The trained autoencoder of a checkpoint folder, frozen, for the stages that come after it."""
-    model = load_component(out / "autoencoder").requires_grad_(False).to(device)
+    model = load_component(out / "autoencoder")
     if not isinstance(model, ToonAutoencoder):
-        raise BundleError(
-            f"`{out / 'autoencoder'}` holds a {type(model).__name__}, a ToonAutoencoder is needed"
-        )
-    return model
+        raise BundleError(f"`{out / 'autoencoder'}` holds `{type(model).__name__}`, not `ToonAutoencoder`")
+    frozen: ToonAutoencoder = model.requires_grad_(False).to(device)
+    return frozen
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ class FrameSet:
             needed = sum(int(np.prod(shape)) for shape in shapes.values())
             if (free := shutil.disk_usage(folder).free) < needed + 2**28:
                 raise OutputError(
-                    f"`{folder}` has {free >> 20} MiB free, {count} training pictures need {needed >> 20} MiB",
+                    f"`{folder}` has {free >> 20} MiB free, {count} frames need {needed >> 20} MiB",
                     hint="train with fewer: --set data.frames=4000",
                 )
             for name, shape in shapes.items():

@@ -30,7 +30,7 @@ STAGE = "image_text"
 CHARACTER_SHARE = 0.25  # of a batch's pictures are single characters
 PORTRAIT_SHARE = 0.2  # of the single characters are portraits
 NAMES = [member.name for member in CAST]
-DETAILS = (len(POSITIONS), len(ACTIONS), len(PROPS) + 1)  # of one character; the last prop is none
+DETAILS = [len(POSITIONS), len(ACTIONS), len(PROPS) + 1]  # of one character; the last prop is none
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
             "recognised": (who.argmax(1) == batch.characters).float().mean(),
         }
 
-    progress = run_stage(
+    return run_stage(
         STAGE,
         settings,
         {"text_encoder": text_encoder, "vision_encoder": vision_encoder},
@@ -109,10 +109,8 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         device=device,
         minutes=minutes,
         extras={"heads": heads},
-    )
-    if progress.done:
-        save_component(vision_encoder, out / "character_encoder")
-    return progress.done
+        finish=lambda: save_component(vision_encoder, out / "character_encoder"),
+    ).done
 
 
 def build_text_encoder(shape: ModelConfig) -> CLIPTextModel:

@@ -125,12 +125,14 @@ def run_stage(
     extras: Mapping[str, nn.Module] | None = None,
     groups: list[dict[str, Any]] | None = None,
     sample: Callable[[Path], None] | None = None,
+    finish: Callable[[], None] | None = None,
 ) -> StageProgress:
     """Train `components` (stored as `out/NAME`) and `extras` (kept in `out/state`) until the stage is done.
 
     `batches(step)` is a pure function (use `step_rng`); `compute_loss(batch, step)` runs under autocast and
     returns scalars of which `loss` is minimised and all are logged; `sample(path)` draws a sample sheet, with
-    the averaged weights and everything in evaluation mode. `groups` are optimizer groups with `params`,
+    the averaged weights and everything in evaluation mode; `finish` is called once after the last step, with
+    the averaged weights, before the components are stored. `groups` are optimizer groups with `params`,
     `weight_decay` and `lr_scale` (default: all that requires a gradient). Only parameters that require a
     gradient are kept in the state.
 
@@ -167,10 +169,12 @@ def run_stage(
     mixed = AutocastKwargs(enabled=precision(settings, place) == "bf16")
 
     def save(progress: StageProgress) -> None:
-        _write_state(out / "state" / stage, progress, resumed_at, learned, optimizer, average)
         with _averaged(learned, average):
+            if progress.done and finish is not None:
+                finish()
             for name, module in components.items():
                 save_component(module, out / name)
+        _write_state(out / "state" / stage, progress, resumed_at, learned, optimizer, average)
         record_stage(out, stage, asdict(progress))
 
     def draw(step: int) -> None:
