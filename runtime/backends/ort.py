@@ -11,7 +11,8 @@ cache is copied on every read, and two copies exist for a moment.
 import ctypes
 import ctypes.util
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,11 @@ from storyv_lite.errors import BackendError, BundleError
 from storyv_lite.runtime.backends.base import CacheStorage, Session, Tensors
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# CUDA: no rounding to 19 bits, and no search for the fastest convolution, which differs from run to run
+PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
+    "cpu": {},
+    "cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+}
 MAX_THREADS = 16  # more of them wait for each other longer than they work
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 # the smallest graph there is, y = -x: whether a provider loads is known before any component is
@@ -57,7 +63,7 @@ class OrtBackend:
 
     def open(self, bundle: Bundle, component: Component) -> Session:
         """Load one component. Raises `BundleError` or `BackendError`."""
-        return OrtSession(self._parts(bundle, component))
+        return OrtSession(self._parts(bundle, component), str(component))
 
     def open_language_model(self, bundle: Bundle) -> "OrtLanguageSession":
         """Load the language model. Raises `BundleError` or `BackendError`."""
@@ -77,7 +83,8 @@ class OrtBackend:
 
     def _session(self, bundle: Bundle, path: str) -> ort.InferenceSession:
         try:
-            session = ort.InferenceSession(path, session_options(self.threads), providers=[self.provider])
+            providers = [(self.provider, PROVIDER_OPTIONS[self.device])]
+            session = ort.InferenceSession(path, session_options(self.threads), providers=providers)
         except Exception as fault:  # the library has no common error class
             raise BundleError(
                 f"`{path}` cannot be loaded: {str(fault).splitlines()[0]}",
@@ -116,8 +123,9 @@ def session_options(threads: int) -> ort.SessionOptions:
 class OrtSession:
     """One component; several parts run in order, each fed by name from what is known so far."""
 
-    def __init__(self, parts: Iterable[ort.InferenceSession]) -> None:
+    def __init__(self, parts: Iterable[ort.InferenceSession], name: str) -> None:
         self._parts = list(parts)
+        self._name = name
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
         known = dict(inputs)
@@ -125,7 +133,8 @@ class OrtSession:
         for part in self._parts:
             feeds = {value.name: known[value.name] for value in part.get_inputs()}
             names = [value.name for value in part.get_outputs()]
-            outputs = dict(zip(names, part.run(names, feeds), strict=True))
+            with _reported(self._name):
+                outputs = dict(zip(names, part.run(names, feeds), strict=True))
             known |= outputs
         return outputs
 
@@ -185,7 +194,8 @@ class OrtLanguageSession:
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
         session = self._open()
         names = [value.name for value in session.get_outputs()]
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        with _reported("language_model"):
+            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     def new_cache(self, capacity: int) -> OrtCacheStorage:
         shape = (1, self._shape[1], capacity if self.shares_buffers else 0, self._shape[3])
@@ -227,7 +237,8 @@ class OrtLanguageSession:
             pointer = buffer.ctypes.data if host else buffer.data_ptr()
             binding.bind_input(past, *where, shape, pointer)
             binding.bind_output(present, *where, shape, pointer)
-        session.run_with_iobinding(binding)
+        with _reported("language_model"):
+            session.run_with_iobinding(binding)
         return np.asarray(binding.get_outputs()[0].numpy(), dtype=np.float32)
 
     def _probe(self) -> bool:
@@ -239,7 +250,7 @@ class OrtLanguageSession:
         }
         try:
             outputs = self.run({**feeds, **{name: past for name, _, _ in self._names}})
-        except Exception:  # a graph that adds lengths up finds that they do not fit
+        except BackendError:  # a graph that adds lengths up finds that they do not fit
             return False
         return all(outputs[present].shape == past.shape for _, present, _ in self._names)
 
@@ -293,6 +304,18 @@ def _cuda_problem() -> str:
     ort.preload_dlls()
     session = ort.InferenceSession(_PROBE, session_options(1), providers=[PROVIDERS["cuda"]])
     return "" if session.get_providers()[0] == PROVIDERS["cuda"] else "its libraries do not load"
+
+
+@contextmanager
+def _reported(component: str) -> Iterator[None]:
+    """What the library raises while a component runs, as one clear error."""
+    try:
+        yield
+    except Exception as fault:  # the library has no common error class
+        raise BackendError(
+            f"`{component}` failed: {str(fault).splitlines()[0]}",
+            hint="check the bundle with `storyv-lite inspect`",
+        ) from fault
 
 
 def _list(names: set[str]) -> str:

@@ -266,6 +266,11 @@ def test_a_graph_of_another_model_is_refused(tiny_bundle: Path, tmp_path: Path) 
         list(pipeline.draw(story(PICNIC[0])))
 
 
+def test_a_component_that_fails_while_it_runs_is_named(pipeline: StoryPipeline) -> None:
+    with pytest.raises(BackendError, match="`mapper` failed"):
+        pipeline.model.map(np.zeros((3, 5), dtype=np.float32))
+
+
 def test_a_graph_cannot_read_files_outside_its_folder(tiny_bundle: Path, tmp_path: Path) -> None:
     """The manifest may be true to the letter and the graph still point elsewhere."""
     import onnx
