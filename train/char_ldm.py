@@ -156,6 +156,8 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     vae = autoencoder.load(out, device)
+    if vae.config.latents_mean is None:
+        raise BundleError(f"`{out / 'autoencoder'}` is not finished: its latents are not measured yet")
     tokenizer = load_text_tokenizer(out, shape.text.max_position_embeddings)
     conditioner = _build_conditioner(config, out)
     unet = build_unet(shape.unet, shape.autoencoder.latent_channels, shape.text.hidden_size)
