@@ -19,6 +19,7 @@ PAPER, INK, FAINT, CARD = "#fbf4e6", "#3d2f28", "#a08c7d", "#fffdf8"
 MARGIN, GAP, PADDING, RADIUS = 40, 24, 14, 14  # pixels
 CAPTION_SIZE, TITLE_SIZE, LINE_HEIGHT = 17, 34, 23
 MAX_COLUMNS = 6
+MIN_PICTURE = 192  # pixels
 NUMBERS = "no one two three four five six seven eight nine ten eleven twelve".split()
 
 
@@ -40,7 +41,7 @@ def columns(count: int) -> int:
 def sheet(title: str, panels: Sequence[Panel]) -> Image.Image:
     """Every frame with its caption on one RGB picture, reading order, a short last row centred."""
     caption_font, title_font = ImageFont.load_default(CAPTION_SIZE), ImageFont.load_default(TITLE_SIZE)
-    pictures = [Image.open(io.BytesIO(panel.png)).convert("RGB") for panel in panels]
+    pictures = [_picture(panel) for panel in panels]
     picture_width = max(picture.width for picture in pictures)
     picture_height = max(picture.height for picture in pictures)
     across = columns(len(panels))
@@ -69,6 +70,14 @@ def sheet(title: str, panels: Sequence[Panel]) -> Image.Image:
             left += card_width + GAP
         top += height + GAP
     return board
+
+
+def _picture(panel: Panel) -> Image.Image:
+    """The frame as RGB; a small one is enlarged by a whole number, so that its caption has room."""
+    with Image.open(io.BytesIO(panel.png)) as file:
+        picture = file.convert("RGB")
+    factor = math.ceil(MIN_PICTURE / picture.width)
+    return picture.resize((picture.width * factor, picture.height * factor)) if factor > 1 else picture
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:

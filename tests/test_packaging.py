@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from storyv_lite.bundle import PACKAGED, Bundle
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "export", "runtime", "train")
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "transformers", "diffusers", "optimum", "bitsandbytes")
@@ -82,6 +84,19 @@ def test_the_installed_package_needs_no_training_framework() -> None:
     assert names == {
         "numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "safetensors", "pillow", "typer", "rich"
     }  # fmt: skip
+
+
+def test_the_shipped_bundle_was_exported_from_the_committed_checkpoint_and_both_are_small() -> None:
+    checkpoint = ROOT / "checkpoints" / "toon"
+    if not (PACKAGED / "manifest.json").exists() or not (checkpoint / "checkpoint.json").exists():
+        pytest.skip("this checkout holds no default model")
+    from storyv_lite.export.assemble import checkpoint_hash
+
+    bundle = Bundle.open(PACKAGED)
+    assert bundle.provenance["checkpoint_sha256"] == checkpoint_hash(checkpoint)
+    assert bundle.total_bytes <= 25_000_000
+    weights = [file for file in checkpoint.rglob("*.safetensors") if "state" not in file.parts]
+    assert sum(file.stat().st_size for file in weights) <= 64_000_000
 
 
 @pytest.mark.slow
