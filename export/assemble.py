@@ -29,7 +29,7 @@ from storyv_lite.bundle import (
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.errors import BundleError, OutputError
 from storyv_lite.export.calibrate import Calibration, Feed, activation_ranges, calibrate
-from storyv_lite.export.capture import DATA, GRAPH, capture, load_graph, quiet, save_graph
+from storyv_lite.export.capture import DATA, GRAPH, capture, load_graph, quiet, save_graph, shorten
 from storyv_lite.export.quantize import assert_cannot_saturate, quantize, static_tensors
 from storyv_lite.export.specs import GRAPHS, build, token_table
 from storyv_lite.export.verify import CASES, save_cases, verify
@@ -44,7 +44,7 @@ Progress = Callable[[str], None]
 
 
 def newest_checkpoint(cwd: Path) -> Path:
-    """The newest of `cwd/checkpoints/*/checkpoint.json` by the time recorded inside, else the repository's own.
+    """The newest of `cwd/checkpoints/*` by the time recorded inside, else the repository's own.
 
     Raises `BundleError` with the way to get one when there is none.
     """
@@ -123,13 +123,13 @@ def _write_bundle(
         ranges = activation_ranges(model, static_tensors(model, schemes[component]), feeds)
         quantized = quantize(model, schemes[component], ranges)
         assert_cannot_saturate(quantized)
-        save_graph(quantized, bundle / component)
+        save_graph(shorten(quantized), bundle / component)
         module = _module(component, checkpoint, dims)
         save_cases(bundle / component, _references(module, component, dims, feeds))
     progress("verify every component")
     names = {str(component): schemes[component].name for component in GRAPHS}
     parity = verify({component: bundle / component for component in names}, names)
-    components = {}
+    components: dict[Component, tuple[Variant, ...]] = {}
     for component in GRAPHS:
         (bundle / component / CASES).unlink()
         components[component] = (_variant(bundle, component, names[component], parity[component]),)
@@ -147,7 +147,7 @@ def _references(
 ) -> list[tuple[Feed, Feed]]:
     """Some calibration inputs and what the module itself answers to them."""
     specs = signature(component, dims)
-    cases = []
+    cases: list[tuple[Feed, Feed]] = []
     for feed in feeds[:: max(1, -(-len(feeds) // VERIFIED_CASES))]:
         with torch.no_grad():
             answer = module(*(torch.from_numpy(feed[spec.name]) for spec in specs.inputs))
@@ -222,7 +222,11 @@ def checkpoint_hash(checkpoint: Path) -> str:
     """
     total = hashlib.sha256()
     patterns = ("*/config.json", "*/model.safetensors", "scheduler/*.json", "tokenizers/*/tokenizer.json")
-    files = [file for pattern in (*patterns, "characters/*", "vocabulary.json") for file in checkpoint.glob(pattern)]
+    files = [
+        file
+        for pattern in (*patterns, "characters/*", "vocabulary.json")
+        for file in checkpoint.glob(pattern)
+    ]
     for file in sorted(files, key=lambda path: path.relative_to(checkpoint).as_posix()):
         total.update(f"{file.relative_to(checkpoint).as_posix()} {hash_file(file)}\n".encode())
     return total.hexdigest()
@@ -231,7 +235,7 @@ def checkpoint_hash(checkpoint: Path) -> str:
 def _stories(checkpoint: Path) -> list[dict[str, Any]]:
     file = checkpoint / "calibration.jsonl"
     if not file.is_file():
-        raise BundleError(f"`{file}` is missing; export calibrates with its stories", hint="storyv-lite train")
+        raise BundleError(f"`{file}` is missing; export draws its stories", hint="storyv-lite train")
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 

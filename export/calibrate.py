@@ -1,6 +1,6 @@
 """What each component really sees: calibration stories are drawn with the float32 graphs, and listened to.
 
-Knows how to listen to a run and how to choose the range of an activation; the drawing itself is the runtime's.
+Knows how to listen to a run and how to choose the range of an activation; drawing is the runtime's business.
 """
 
 import random
@@ -30,7 +30,9 @@ KEPT_VALUES = 4096  # values of one tensor and one call that its range is chosen
 SHRINK = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # candidate ranges, as parts of the whole
 
 
-def calibrate(wide: Path, stories: Sequence[Mapping[str, Any]], progress: Callable[[str], None]) -> Calibration:
+def calibrate(
+    wide: Path, stories: Sequence[Mapping[str, Any]], progress: Callable[[str], None]
+) -> Calibration:
     """Inputs of every graph while the first stories are drawn with the float32 bundle `wide`.
 
     Raises `BundleError` when there is no story to draw.
@@ -139,7 +141,7 @@ def activation_ranges(
 
 
 def choose_range(values: NDArray[Any]) -> tuple[float, float]:
-    """The part of the values' range whose rounding to 8 bits has the least squared error, cut values included."""
+    """The part of the values' range with the least squared error in 8 bits, cut values included."""
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
 
     def error(part: float) -> float:

@@ -47,7 +47,7 @@ def capture(module: nn.Module, component: Component, dims: Dimensions) -> onnx.M
 
 
 def check_signature(model: onnx.ModelProto, wanted: Signature, component: Component) -> None:
-    """Compare what a graph takes and gives with the table. Raises `ParityError` naming the first difference."""
+    """Compare what a graph takes and gives with the table. Raises `ParityError` for the first difference."""
     for kind, found, specs in (
         ("input", model.graph.input, wanted.inputs),
         ("output", model.graph.output, wanted.outputs),
@@ -83,6 +83,20 @@ def clean(model: onnx.ModelProto, wanted: Signature | None = None) -> onnx.Model
     return model
 
 
+def shorten(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Number the inner tensors: their names repeat on every edge what node names tell already."""
+    graph = model.graph
+    fixed = {value.name for value in (*graph.input, *graph.output)} | {""}
+    inner = [*(tensor.name for tensor in graph.initializer), *(o for node in graph.node for o in node.output)]
+    short = {name: f"t{index}" for index, name in enumerate(name for name in inner if name not in fixed)}
+    for tensor in graph.initializer:
+        tensor.name = short.get(tensor.name, tensor.name)
+    for node in graph.node:
+        node.input[:] = [short.get(name, name) for name in node.input]
+        node.output[:] = [short.get(name, name) for name in node.output]
+    return model
+
+
 def save_graph(model: onnx.ModelProto, folder: Path) -> None:
     """Write `model.onnx` and `model.onnx.data` into `folder`; the model keeps its weights."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,6 +111,8 @@ def save_graph(model: onnx.ModelProto, folder: Path) -> None:
         location=DATA,
         size_threshold=EXTERNAL_FROM,
     )
+    if (folder / DATA).is_file():
+        (folder / DATA).chmod((folder / GRAPH).stat().st_mode)  # the writer keeps it to its owner
 
 
 def load_graph(folder: Path) -> onnx.ModelProto:
@@ -122,8 +138,8 @@ def _trace(module: nn.Module, wanted: Signature) -> onnx.ModelProto:
         spec.name: {axis: name for axis, name in enumerate(spec.axes) if isinstance(name, str)}
         for spec in (*wanted.inputs, *wanted.outputs)
     }
-    written = io.BytesIO()
-    with quiet(), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, quiet(), torch.no_grad():
+        written = Path(folder) / GRAPH
         torch.onnx.export(
             module,
             dummy_inputs(wanted),
@@ -134,7 +150,7 @@ def _trace(module: nn.Module, wanted: Signature) -> onnx.ModelProto:
             dynamic_axes={name: axes for name, axes in free.items() if axes},
             opset_version=OPSET,
         )
-    return onnx.load_from_string(written.getvalue())
+        return onnx.load(written)
 
 
 def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -171,7 +187,9 @@ def _settle_shapes(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto
             derived.update(dict.fromkeys(node.output, node))
     reshapes = {n.output[0]: n for n in graph.node if n.op_type == "Reshape" and n.input[1] in derived}
     names = [*derived, *reshapes]
-    two, three = ([np.asarray(a) for a in _probe(model, names, dummy_inputs(wanted, n), wanted)] for n in (2, 3))
+    two, three = (
+        [np.asarray(a) for a in _probe(model, names, dummy_inputs(wanted, n), wanted)] for n in (2, 3)
+    )
     settled: list[onnx.TensorProto] = []
     for name, first, second in zip(names, two, three, strict=True):
         if name in derived and first.shape == second.shape and (first == second).all():
@@ -251,4 +269,3 @@ def _strip(part: Any) -> None:
     part.doc_string = ""
     if hasattr(part, "metadata_props"):
         del part.metadata_props[:]
-

@@ -117,12 +117,13 @@ def llama_graph(backbone: Any, signature: Signature) -> onnx.ModelProto:
 
 def refuse_unknown(config: Any) -> None:
     """Raise `ConfigError` when a Llama configuration holds what `llama_graph` does not write."""
-    rope = config.rope_parameters.get("rope_type", "default")
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     odd = {
+        "model_type": config.model_type != "llama" and config.model_type,
         "rope_type": rope != "default" and rope,
         "attention_bias": getattr(config, "attention_bias", False),
         "mlp_bias": getattr(config, "mlp_bias", False),
-        "hidden_act": config.hidden_act != "silu" and config.hidden_act,
+        "hidden_act": (act := getattr(config, "hidden_act", "silu")) != "silu" and act,
     }
     for name, value in odd.items():
         if value:
@@ -144,7 +145,7 @@ def _lengths(graph: Graph) -> tuple[str, str]:
 
 
 def _rotary_tables(graph: Graph, rotary: Any) -> tuple[str, str]:
-    """Cosines and sines (total, head_dim / 2), computed for the positions in use: smaller than a stored table."""
+    """Cosines and sines (total, head_dim / 2) of the positions in use: a stored table would be larger."""
     total = graph.node("Squeeze", ("/lengths/shape.out",), "/rotary/total")
     zero, step = graph.constant("zero", np.array(0)), graph.constant("step", np.array(1))
     positions = graph.node("Range", (zero, total, step), "/rotary/positions")

@@ -121,7 +121,8 @@ class _Quantizer:
         del graph.node[:], graph.initializer[:]
         graph.node.extend(self.nodes)
         graph.initializer.extend([*kept, *self.added.values()])
-        if not any(opset.domain == "com.microsoft" for opset in self.model.opset_import):
+        domains = {node.domain for node in self.nodes} - {opset.domain for opset in self.model.opset_import}
+        if "com.microsoft" in domains:
             self.model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         return self.model
 
@@ -190,7 +191,7 @@ class _Quantizer:
         self.make("DequantizeLinear", [f"{target}.u8", *names], target)
 
     def dequantized(self, name: str, weight: Array, axis: int, low: int, high: int) -> tuple[str, Array]:
-        """The name of `weight` widened from 8 bits, and its scales; layers that share a weight share it here."""
+        """The name of `weight` widened from 8 bits, and its scales; layers with one weight share it here."""
         packed, scales = per_channel(weight, axis, low, high)
         stem = f"{name}.{-low}"
         if f"{stem}.wide" not in self.made:

@@ -16,7 +16,9 @@ from transformers import DynamicCache
 from storyv_lite.components import Component, Dimensions, Signature
 from storyv_lite.modeling.checkpoints import load_component
 
-GRAPHS = tuple(component for component in Component if component is not Component.TOKEN_EMBEDDING)
+GRAPHS: tuple[Component, ...] = tuple(
+    component for component in Component if component is not Component.TOKEN_EMBEDDING
+)
 
 
 class TextEncoder(nn.Module):
@@ -184,7 +186,7 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def _pixel_statistics(folder: Path) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (3, 1, 1) that pixels in [0, 1] are normalised by; 0.5 and 0.5 unless the folder says."""
+    """Mean and deviation (3, 1, 1) that normalise pixels in [0, 1]; 0.5 and 0.5 unless the folder says."""
     file = folder / "preprocessor_config.json"
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     mean, std = content.get("image_mean", [0.5] * 3), content.get("image_std", [0.5] * 3)

@@ -24,9 +24,9 @@ from storyv_lite.errors import ParityError
 Array = NDArray[Any]
 CASES = "cases.npz"  # inputs `I/in/NAME` and what the module answered, `I/out/NAME`, case by case
 
-# Smallest signal-to-noise ratio, in decibels, of a component stored by each scheme: about half of what trained
-# weights reach (in decibels below it), so that a broken layer is caught and a seed is not.
-MIN_SNR = {"fp32": 80.0, "int8-weights": 25.0, "int8": 15.0, "int8-block32": 30.0, "int4-block32": 10.0}
+# Smallest signal-to-noise ratio, in decibels, of a component stored by each scheme: well below what trained
+# weights reach, so that a broken layer is caught and a seed is not.
+MIN_SNR = {"fp32": 80.0, "int8-weights": 25.0, "int8": 15.0, "int4-block32": 10.0}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def save_cases(folder: Path, cases: list[tuple[Mapping[str, Array], Mapping[str,
         for kind, tensors in zip(("in", "out"), case, strict=True)
         for name, array in tensors.items()
     }
-    np.savez(folder / CASES, **arrays)
+    np.savez(folder / CASES, **arrays)  # type: ignore[arg-type]  # takes them for its own options
 
 
 def verify(folders: Mapping[str, Path], schemes: Mapping[str, str]) -> dict[str, dict[str, float]]:
@@ -81,9 +81,7 @@ def measure(folder: Path) -> Parity:
     """Run the graph in `folder` on its cases. Raises `ParityError` for a wrong shape."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(
-        folder / "model.onnx", options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     answers: list[Array] = []
     references: list[Array] = []
@@ -96,9 +94,7 @@ def measure(folder: Path) -> Parity:
             for name, answer in zip(names, session.run(names, inputs), strict=True):
                 reference = arrays[f"{index}/out/{name}"]
                 if answer.shape != reference.shape:
-                    raise ParityError(
-                        f"`{name}` has the shape {answer.shape}; {reference.shape} is needed"
-                    )
+                    raise ParityError(f"`{name}` has the shape {answer.shape}; {reference.shape} is needed")
                 answers.append(answer.ravel())
                 references.append(reference.ravel())
     return compare(np.concatenate(answers), np.concatenate(references), count)

@@ -48,7 +48,6 @@ class QuantScheme:
 
 FP32 = QuantScheme("fp32", Method.WIDE)
 _INT8_WEIGHTS = QuantScheme("int8-weights", Method.WEIGHT_ONLY)
-_INT8_BLOCKS = QuantScheme("int8-block32", Method.BLOCK8)
 _INT4_BLOCKS = QuantScheme("int4-block32", Method.BLOCK4, accuracy_level=4)
 
 _INT8: Mapping[Component, QuantScheme] = {
@@ -56,7 +55,8 @@ _INT8: Mapping[Component, QuantScheme] = {
     Component.CHARACTER_ENCODER: _INT8_WEIGHTS,
     Component.FUSION: _INT8_WEIGHTS,
     Component.VISION_ENCODER: _INT8_WEIGHTS,
-    Component.LANGUAGE_MODEL: _INT8_BLOCKS,
+    # Scales per channel are smaller than 8-bit blocks of 32, and at this size twice as fast (measured).
+    Component.LANGUAGE_MODEL: _INT8_WEIGHTS,
     Component.MAPPER: _INT8_WEIGHTS,
     Component.UNET: QuantScheme(
         "int8",
