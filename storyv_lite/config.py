@@ -145,6 +145,7 @@ class AutoencoderStage(StageConfig):
     max_train_steps: int = 3000
     train_batch_size: int = 8
     learning_rate: float = 2e-3
+    encoder_ratio: float = 0.75  # part of the steps in which the encoder learns too; 0: the decoder alone
     kl_weight: float = 1e-5
     gradient_weight: float = 0.5  # L1 of picture gradients: crisp edges
     character_weight: float = 2.0  # extra weight of pixels inside a character's mask: crisp faces

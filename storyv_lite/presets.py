@@ -32,14 +32,14 @@ _SMOKE: dict[str, Any] = {
         "language": {"vocab_size": 640, **_SMALL},
         "mapper": {**_SMALL, "num_hidden_layers": 1},
     },
-    "data": {"frames": 400, "stories": 60},
+    "data": {"frames": 400},
     "autoencoder": {"max_train_steps": 300, "train_batch_size": 16, **_PACE},
     "image_text": {"max_train_steps": 100, "train_batch_size": 32, **_PACE},
     "story_lm": {"max_train_steps": 100, "max_frames": 6, "validation_stories": 4, **_PACE},
     "char_ldm": {"max_train_steps": 200, "train_batch_size": 16, **_PACE},
     "align": {
         "max_train_steps": 100,
-        "train_batch_size": 4,
+        "train_batch_size": 16,
         "max_frames": 4,
         "validation_stories": 4,
         **_PACE,
@@ -49,12 +49,12 @@ _SMOKE: dict[str, Any] = {
 # The smoke preset at four steps a stage, for tests of everything around the training.
 _MICRO: dict[str, Any] = {
     "preset": "micro",
-    "data": {"frames": 16, "stories": 4},
+    "data": {"frames": 16},
     "autoencoder": {"train_batch_size": 4, **_MICRO_PACE},
     "image_text": {"train_batch_size": 4, **_MICRO_PACE},
     "story_lm": {"train_batch_size": 4, "max_frames": 3, "validation_stories": 1, **_MICRO_PACE},
     "char_ldm": {"train_batch_size": 4, **_MICRO_PACE},
-    "align": {"train_batch_size": 2, "max_frames": 3, "validation_stories": 1, **_MICRO_PACE},
+    "align": {"train_batch_size": 4, "max_frames": 3, "validation_stories": 1, **_MICRO_PACE},
 }
 
 # The paper's settings (specification A.5, C.5) on Stable Diffusion 1.5; the language model stays frozen.
@@ -112,6 +112,7 @@ _PAPER: dict[str, Any] = {
         "lr_warmup_steps": 2000,
         "min_frames": 4,
         "max_frames": 4,
+        "drop_prob": 0.0,
     },
 }
 _OPT: dict[str, Any] = {
@@ -119,12 +120,12 @@ _OPT: dict[str, Any] = {
     "model": {
         "language": {"pretrained": "facebook/opt-6.7b", "vocab_size": 50265, "max_position_embeddings": 2048}
     },
-    "align": {"train_batch_size": 64},
+    "align": {"train_batch_size": 256},  # 64 stories of four frames
 }
 _LLAMA: dict[str, Any] = {
     "preset": "llama-2-7b",
     "model": {"language": {"pretrained": "meta-llama/Llama-2-7b-chat-hf", "vocab_size": 32000}},
-    "align": {"train_batch_size": 32},
+    "align": {"train_batch_size": 128},  # 32 stories of four frames
 }
 
 # What each preset changes about the defaults of config.py, one after the other.

@@ -3,6 +3,8 @@
 For three quarters of the steps encoder and decoder learn together; then the encoder rests and the decoder
 learns to forgive the small errors a denoiser makes. At the end the latents' mean and spread are measured and
 stored in the component's configuration, where every later stage finds them.
+A decoder can be trained further beside everything that was built on its latents:
+`--set autoencoder.encoder_ratio=0` and more steps.
 """
 
 from pathlib import Path
@@ -14,13 +16,12 @@ from torch import Tensor
 
 from storyv_lite.config import TrainConfig
 from storyv_lite.errors import BundleError
-from storyv_lite.modeling.autoencoder import ToonAutoencoder
-from storyv_lite.modeling.checkpoints import load_component
+from storyv_lite.modeling.autoencoder import Autoencoder, PretrainedAutoencoder, ToonAutoencoder
+from storyv_lite.modeling.checkpoints import has_component, load_component, save_component
 from storyv_lite.train.data import FrameSet
 from storyv_lite.train.loop import run_stage, step_rng
 
 STAGE = "autoencoder"
-ENCODER_SHARE = 0.75  # part of the steps in which the encoder learns
 LATENT_NOISE = 0.1  # of a channel's spread, added in front of the decoder in the rest of the steps
 MEASURED_FRAMES = 2000
 
@@ -28,6 +29,10 @@ MEASURED_FRAMES = 2000
 def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | None = None) -> bool:
     """Train the autoencoder into `out/autoencoder`; true when the stage is complete."""
     settings, shape = config.autoencoder, config.model.autoencoder
+    if shape.pretrained:
+        published = PretrainedAutoencoder.from_pretrained(shape.pretrained, subfolder="vae")
+        save_component(published, out / "autoencoder")
+        return True
     torch.manual_seed(config.seed)
     model = ToonAutoencoder(
         latent_channels=shape.latent_channels,
@@ -39,7 +44,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     size, count = config.model.image_size, config.data.frames
     frames = FrameSet.open_or_make(out / "state" / "frames-train", config.seed, count, "train", size)
     shown = FrameSet.open_or_make(out / "state" / "frames-shown", config.seed, 16, "validation", size)
-    encoder_steps = int(ENCODER_SHARE * settings.max_train_steps)
+    encoder_steps = int(settings.encoder_ratio * settings.max_train_steps)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
         indices = step_rng(config.seed, STAGE, step).integers(count, size=settings.train_batch_size)
@@ -70,6 +75,14 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         pixels = shown.pictures(np.arange(len(shown))).to(device)
         _sheet(pixels, model.decode(model.encode(pixels).latent_dist.mode()).sample, path)
 
+    def measure() -> None:
+        """Latents of an encoder that rested keep the statistics that other stages were trained with."""
+        if encoder_steps or not has_component(out / "autoencoder"):
+            _measure(model, frames, device, min(MEASURED_FRAMES, count))
+        else:
+            old = load(out).config
+            model.register_to_config(latents_mean=old.latents_mean, latents_std=old.latents_std)
+
     return run_stage(
         STAGE,
         settings,
@@ -81,16 +94,16 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         device=device,
         minutes=minutes,
         sample=sample,
-        finish=lambda: _measure(model, frames, device, min(MEASURED_FRAMES, count)),
+        finish=measure,
     ).done
 
 
-def load(out: Path, device: str = "cpu") -> ToonAutoencoder:
+def load(out: Path, device: str = "cpu") -> Autoencoder:
     """The trained autoencoder of a checkpoint folder, frozen, for the stages that come after it."""
     model = load_component(out / "autoencoder")
-    if not isinstance(model, ToonAutoencoder):
-        raise BundleError(f"`{out / 'autoencoder'}` holds `{type(model).__name__}`, not `ToonAutoencoder`")
-    frozen: ToonAutoencoder = model.requires_grad_(False).to(device)
+    if not isinstance(model, ToonAutoencoder | PretrainedAutoencoder):
+        raise BundleError(f"`{out / 'autoencoder'}` holds `{type(model).__name__}`, no autoencoder")
+    frozen: Autoencoder = model.requires_grad_(False).to(device)
     return frozen
 
 

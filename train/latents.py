@@ -42,7 +42,7 @@ class LatentSet:
         if not about.is_file() or json.loads(about.read_text(encoding="utf-8")) != key:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            side = frames.pixels.shape[1] // autoencoder.config.scale_factor
+            side = frames.pixels.shape[1] // autoencoder.downscale
             shape = (len(frames), autoencoder.config.latent_channels, side, side)
             np.lib.format.open_memmap(folder / "values.npy", mode="w+", dtype=np.float16, shape=shape)
             np.lib.format.open_memmap(folder / "encoded.npy", mode="w+", dtype=np.uint8, shape=shape[:1])

@@ -39,6 +39,8 @@ from storyv_lite.modeling.checkpoints import (
     stage_record,
 )
 
+STOP = threading.Event()  # set by SIGTERM or Ctrl-C during a stage: no other stage should begin
+
 
 @dataclass(frozen=True)
 class StageProgress:
@@ -258,7 +260,8 @@ def _averaged(learned: Mapping[str, Tensor], average: Sequence[Tensor]) -> Itera
 @contextmanager
 def _stop_signal() -> Iterator[threading.Event]:
     """Turn the first SIGTERM or Ctrl-C into an event; the second one interrupts as usual."""
-    event = threading.Event()
+    event = STOP
+    event.clear()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return

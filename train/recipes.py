@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from storyv_lite.config import STAGES, TrainConfig
 from storyv_lite.errors import BackendError, ConfigError
 from storyv_lite.modeling.checkpoints import (
     read_checkpoint,
+    record_stage,
     stage_record,
     write_atomically,
     write_checkpoint,
@@ -29,6 +31,7 @@ from storyv_lite.modeling.checkpoints import (
 from storyv_lite.presets import as_dict, load_config
 from storyv_lite.train import align, autoencoder, char_ldm, image_text, story_lm
 from storyv_lite.train.data import data_version
+from storyv_lite.train.loop import STOP, StageProgress
 from storyv_lite.train.toonworld import corpus, draw
 from storyv_lite.train.toonworld.cast import CAST
 from storyv_lite.train.toonworld.splits import story_seed
@@ -71,10 +74,13 @@ def run(
             continue
         left = None if deadline is None else (deadline - time.monotonic()) / 60
         if left is not None and left <= 0:
-            return False
-        if not RECIPES[stage](config, out, place, left):
-            return False
-    return True
+            break
+        done = RECIPES[stage](config, out, place, left)
+        if done and not is_done(config, out, stage):  # published weights were taken, nothing was trained
+            record_stage(out, stage, asdict(StageProgress(done=True)))
+        if not done or STOP.is_set():
+            break
+    return all(is_done(config, out, stage) for stage in stages)
 
 
 def is_done(config: TrainConfig, out: Path, stage: str) -> bool:

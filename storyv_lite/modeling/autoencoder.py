@@ -7,6 +7,7 @@ Has the surface of diffusers' AutoencoderKL (`encode().latent_dist`, `decode().s
 """
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -82,6 +83,11 @@ class ToonAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Latents (B,C,S/16,S/16) as `encode` gives them to pictures (B,3,S,S), about [-1,1], not clamped."""
         return DecoderOutput(sample=self.decoder(z))
 
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent cell, along one side."""
+        return int(self.config.scale_factor)
+
     def normalize(self, z: Tensor) -> Tensor:
         """Latents to zero mean and unit variance per channel, as the denoiser reads them."""
         mean, std = self._statistics(z)
@@ -97,3 +103,20 @@ class ToonAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         mean = like.new_tensor(self.config.latents_mean or [0.0] * channels)
         std = like.new_tensor(self.config.latents_std or [1.0] * channels)
         return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+
+
+class PretrainedAutoencoder(AutoencoderKL):  # type: ignore[misc]
+    """A published AutoencoderKL, whose latents are normalised by one number, in the words of ours."""
+
+    @property
+    def downscale(self) -> int:
+        return 1 << (len(self.config.block_out_channels) - 1)
+
+    def normalize(self, z: Tensor) -> Tensor:
+        return z * float(self.config.scaling_factor)
+
+    def denormalize(self, z: Tensor) -> Tensor:
+        return z / float(self.config.scaling_factor)
+
+
+Autoencoder = ToonAutoencoder | PretrainedAutoencoder

@@ -24,6 +24,7 @@ WEIGHTS = "model.safetensors"
 # Where each class that a `config.json` may name is defined; anything else is refused.
 _CLASSES = {
     "ToonAutoencoder": "storyv_lite.modeling.autoencoder",
+    "PretrainedAutoencoder": "storyv_lite.modeling.autoencoder",
     "Fusion": "storyv_lite.modeling.fusion",
     "Mapper": "storyv_lite.modeling.mapper",
     "VisualProjection": "storyv_lite.modeling.story_lm",

@@ -16,7 +16,7 @@ from storyv_lite.config import StageConfig
 from storyv_lite.errors import BundleError
 from storyv_lite.modeling.autoencoder import ToonAutoencoder
 from storyv_lite.modeling.checkpoints import load_component, read_checkpoint
-from storyv_lite.train.loop import StageProgress, learning_rate, run_stage, step_rng
+from storyv_lite.train.loop import STOP, StageProgress, learning_rate, run_stage, step_rng
 
 SETTINGS = StageConfig(
     max_train_steps=12,
@@ -176,3 +176,10 @@ def test_a_state_of_another_shape_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(BundleError, match="another shape"):
         run(tmp_path, width=64)
+
+
+def test_a_signal_during_the_last_save_is_told_to_who_runs_the_stages(tmp_path: Path) -> None:
+    progress, _ = run(
+        tmp_path, sample=lambda path: os.kill(os.getpid(), signal.SIGTERM) if "12" in path.name else None
+    )
+    assert progress.done and STOP.is_set()

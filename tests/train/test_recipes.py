@@ -1,0 +1,104 @@
+"""All stages of the smallest preset: what they leave behind, and that they go on where they stopped."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from storyv_lite.config import STAGES
+from storyv_lite.errors import ConfigError
+from storyv_lite.modeling.checkpoints import read_checkpoint
+from storyv_lite.presets import from_dict, load_config
+from storyv_lite.train import recipes
+from storyv_lite.train.toonworld.cast import CAST
+
+COMPONENTS = (
+    "autoencoder",
+    "text_encoder",
+    "vision_encoder",
+    "character_encoder",
+    "fusion",
+    "unet",
+    "language_model",
+    "visual_projection",
+    "mapper",
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("micro")
+    assert recipes.run("micro", device="cpu", out=out)
+    return out
+
+
+def weights(out: Path, component: str) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    return load_file(out / component / "model.safetensors")
+
+
+def test_every_stage_leaves_its_components_and_what_export_reads(trained: Path) -> None:
+    for name in COMPONENTS:
+        assert (trained / name / "config.json").is_file() and weights(trained, name)
+    for name in ("tokenizers/text_encoder/tokenizer.json", "tokenizers/language_model/tokenizer.json"):
+        assert (trained / name).is_file()
+    assert (trained / "scheduler" / "scheduler_config.json").is_file()
+    for who in CAST:
+        assert json.loads((trained / "characters" / f"{who.name}.json").read_text())["pronoun"] == who.pronoun
+        with Image.open(trained / "characters" / f"{who.name}.png") as portrait:
+            assert portrait.size == (256, 256)
+    stories = [json.loads(line) for line in (trained / "calibration.jsonl").read_text().splitlines()]
+    assert len(stories) == 32
+    assert all(len(s["captions"]) == len(s["original"]) == len(s["characters"]) for s in stories)
+    words = set(json.loads((trained / "vocabulary.json").read_text())["words"])
+    assert {"meadow", "milo", "she"} <= words
+
+
+def test_the_checkpoint_tells_how_it_was_made(trained: Path) -> None:
+    content = read_checkpoint(trained)
+    assert list(content["stages"]) == list(STAGES)
+    assert all(record["done"] and record["steps"] == 4 for record in content["stages"].values())
+    assert from_dict(content["train_config"]) == load_config("micro")
+    assert content["dimensions"] == load_config("micro").model.dimensions().as_dict()
+
+
+def test_the_autoencoder_knows_the_spread_of_its_latents(trained: Path) -> None:
+    config = json.loads((trained / "autoencoder" / "config.json").read_text())
+    assert len(config["latents_mean"]) == len(config["latents_std"]) == 8
+    assert min(config["latents_std"]) > 0
+
+
+def test_a_finished_checkpoint_is_left_as_it_is(trained: Path) -> None:
+    before = (trained / "unet" / "model.safetensors").stat().st_mtime_ns
+    assert recipes.run("micro", device="cpu", out=trained)
+    assert (trained / "unet" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_stages_in_pieces_end_with_the_same_weights(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "state" / "frames-train", tmp_path / "state" / "frames-train")
+    done, pieces = False, 0
+    while not done and pieces < 16:
+        done = recipes.run("micro", ["autoencoder", "image_text"], "cpu", tmp_path, minutes=1e-4)
+        pieces += 1
+    assert done and pieces > 2
+    for component in ("autoencoder", "vision_encoder"):  # the caption encoder learned on since
+        expected = weights(trained, component)
+        found = weights(tmp_path, component)
+        assert all(np.array_equal(found[name], expected[name]) for name in expected), component
+
+
+def test_a_folder_of_another_model_is_refused(trained: Path) -> None:
+    with pytest.raises(ConfigError, match="another `seed`"):
+        recipes.run("micro", device="cpu", out=trained, settings=["seed=1"])
+    with pytest.raises(ConfigError, match="another `model`"):
+        recipes.run("toon", device="cpu", out=trained)
+
+
+def test_unknown_stages_and_devices_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="stage"):
+        recipes.run("micro", ["drawing"], "cpu", tmp_path)
+    with pytest.raises(ConfigError, match="device"):
+        recipes.run("micro", device="abacus", out=tmp_path)
