@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from storyv_lite.errors import BundleError
+
 Pixels = NDArray[np.uint8]
 
 
@@ -30,11 +32,13 @@ def to_pixels(image: NDArray[np.float32]) -> Pixels:
 
 
 def read_portrait(path: Path) -> Pixels:
-    """A portrait as a square RGB picture (S, S, 3), padded with white."""
-    with Image.open(path) as file:
-        picture = Image.alpha_composite(Image.new("RGBA", file.size, "white"), file.convert("RGBA")).convert(
-            "RGB"
-        )
+    """A portrait as a square RGB picture (S, S, 3), padded with white. Raises `BundleError`."""
+    try:
+        with Image.open(path) as file:
+            white = Image.new("RGBA", file.size, "white")
+            picture = Image.alpha_composite(white, file.convert("RGBA")).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
+        raise BundleError(f"`{path}` is no picture: {fault}") from fault
     side = max(picture.size)
     square = Image.new("RGB", (side, side), "white")
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))

@@ -14,6 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import PIL
+import tokenizers
+
 from storyv_lite import __version__
 from storyv_lite.memory import format_bytes, resident_memory
 from storyv_lite.runtime.images import png, write_file
@@ -94,6 +97,8 @@ class StoryboardFolder:
                 "storyv-lite": __version__,
                 "python": platform.python_version(),
                 **backend.versions(),
+                "tokenizers": tokenizers.__version__,
+                "pillow": PIL.__version__,
             },
             "unknown_words": list(self.pipeline.unknown_words(self.story)),
             "seconds": round(seconds, 2),
@@ -106,7 +111,8 @@ class StoryboardFolder:
         settings = self.settings
         words = ["storyv-lite", "render", RECEIPT, "--bundle", self.pipeline.bundle.name]
         words += ["--seed", str(settings.seed), "--steps", str(settings.num_inference_steps)]
-        return shlex.join([*words, "--guidance", f"{settings.guidance_scale:g}"])
+        words += ["--guidance", str(settings.guidance_scale), "--device", self.pipeline.backend.device]
+        return shlex.join(words)
 
     def _details(self, receipt: dict[str, Any]) -> list[tuple[str, str]]:
         settings, peak = self.settings, receipt["memory_bytes"]["peak"]

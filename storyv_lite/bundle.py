@@ -183,9 +183,16 @@ class Bundle:
 
     @cached_property
     def vocabulary(self) -> Mapping[str, tuple[str, ...]]:
-        """What the model knows, for warnings: characters, places, actions, props, words (lower case)."""
-        content = json.loads(self.file(self.vocabulary_file.file).read_text(encoding="utf-8"))
-        return {str(kind): tuple(map(str, entries)) for kind, entries in content.items()}
+        """What the model knows, for warnings: characters, places, actions, props, words (lower case).
+
+        Raises `BundleError`.
+        """
+        file = self.file(self.vocabulary_file.file)
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            return {str(kind): tuple(map(str, entries)) for kind, entries in content.items()}
+        except (ValueError, TypeError, AttributeError, RecursionError) as fault:
+            raise BundleError(f"`{file}` is no vocabulary: {fault}", hint=_EXPORT_AGAIN) from fault
 
     @property
     def total_bytes(self) -> int:

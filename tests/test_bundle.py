@@ -228,6 +228,14 @@ def test_a_malformed_manifest_is_one_clear_error(
         Bundle.open(folder)
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"words": 3}', "[" * 100_000])
+def test_a_vocabulary_that_is_none_is_one_clear_error(folder: Path, content: str) -> None:
+    (folder / "words.json").write_text(content)
+    change(folder, lambda manifest: manifest.update(vocabulary=asdict(file_entry(folder, "words.json"))))
+    with pytest.raises(BundleError, match=r"words\.json` is no vocabulary"):
+        _ = Bundle.open(folder).vocabulary
+
+
 def test_a_component_that_is_not_there_is_named_with_what_is(folder: Path) -> None:
     bundle = Bundle.open(folder)
     with pytest.raises(BundleError, match="nothing for `mapper`"):

@@ -56,6 +56,10 @@ def test_a_story_becomes_frames_a_sheet_a_page_and_a_receipt() -> None:
     receipt = json.loads((folder / "story.json").read_text())
     assert receipt["story"] == {"title": "A day", "captions": ["Milo is waving.", "He is standing."]}
     assert receipt["settings"]["seed"] == 0 and receipt["seconds"] > 0
+    assert {"storyv-lite", "python", "onnxruntime", "numpy", "tokenizers", "pillow"} == set(
+        receipt["versions"]
+    )
+    assert receipt["threads"] > 0 and receipt["device"]["provider"].endswith("ExecutionProvider")
     assert (
         receipt["bundle"]["sha256"]
         == hashlib.sha256(Path("bundles/tiny/manifest.json").read_bytes()).hexdigest()
@@ -177,6 +181,8 @@ def test_a_folder_and_a_missing_file_are_refused() -> None:
 def test_a_place_that_cannot_be_written_is_refused() -> None:
     assert "is a file" in refused(2, "day.txt", "-o", "day.txt")
     assert "is a file" in refused(2, "day.txt", "-o", "day.txt/deeper")
+    if sys.platform == "linux":  # where nobody may write, not even root
+        assert "cannot be written" in refused(2, "day.txt", "-o", "/proc/storyboard")
     if os.name == "posix" and os.getuid() != 0:
         Path("locked").mkdir(mode=0o500)
         assert "cannot be written" in refused(2, "day.txt", "-o", "locked")

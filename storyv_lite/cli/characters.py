@@ -39,12 +39,13 @@ def characters(
 
 
 def _draw(bundle: Bundle, target: Path) -> None:
+    from storyv_lite.runtime.images import png, read_portrait
     from storyv_lite.runtime.storyboard import Panel, sheet
 
     panels = [
         Panel(
             f"{one.name.capitalize()} the {one.kind} ({one.pronoun})",
-            bundle.file(one.portrait.file).read_bytes(),
+            png(read_portrait(bundle.file(one.portrait.file)), {}),
         )
         for one in bundle.characters
     ]

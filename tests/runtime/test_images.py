@@ -4,8 +4,10 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from storyv_lite.errors import BundleError
 from storyv_lite.runtime.images import pixel_values, png, read_portrait, to_pixels, write_file
 
 
@@ -41,6 +43,12 @@ def test_a_portrait_is_padded_to_a_square_and_stands_on_white(tmp_path: Path) ->
     portrait = read_portrait(tmp_path / "milo.png")
     assert portrait.shape == (8, 8, 3)
     assert (portrait == 255).all()
+
+
+def test_a_portrait_that_is_no_picture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "milo.png").write_text("<svg/>")
+    with pytest.raises(BundleError, match=r"milo\.png` is no picture"):
+        read_portrait(tmp_path / "milo.png")
 
 
 def test_a_file_is_replaced_whole_and_leaves_nothing_behind(tmp_path: Path) -> None:
