@@ -1,7 +1,7 @@
 """The components of a story model and the signature of each: names, types and axes of what goes in and out.
 
 `export` checks its graphs against this table and `runtime` feeds them by it, so the two cannot disagree.
-Axes are names; `Dimensions` turns the fixed ones into numbers, the free ones stay symbolic. Knows no framework.
+Axes are names; `Dimensions` turns the fixed ones into numbers, free ones stay symbolic. Knows no framework.
 """
 
 from dataclasses import asdict, dataclass

@@ -3,7 +3,7 @@
 Knows the grammar, not the tokenizer and not the cache. A finished frame is written picture first, caption
 second (history); the frame to draw is written caption first, [IMG] tokens last (query), so the prompt is not
 append-only: the query is read, used and rewound (StoryGPT-V, specification C.2 and D.4).
-Each `Text` is tokenized by itself, as the reference does; the begin token stands once, before the first piece.
+Each `Text` is tokenized by itself, as the reference does; the begin token stands once, before the first.
 """
 
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""The cartoon world the default model is trained on: cast, places, drawing, captions, stories. Knows no torch."""
+"""The cartoon world of the default model: cast, places, drawing, captions, stories. Knows no torch."""
