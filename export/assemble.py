@@ -39,6 +39,7 @@ from storyv_lite.quantization import QuantScheme, plan
 TABLE = "weight.npy"
 VERIFIED_CASES = 8  # per component; evenly taken from the calibration
 _NEWEST_HINT = "train one with `storyv-lite train`, or name its folder: `storyv-lite export CHECKPOINT`"
+_NEEDED = ("dimensions", "sampler", "merge_step", "first_frame", "train_config")
 
 Progress = Callable[[str], None]
 
@@ -74,6 +75,11 @@ def export_checkpoint(
     """
     schemes = plan(scheme)
     record = read_checkpoint(checkpoint)
+    if missing := [name for name in _NEEDED if name not in record]:
+        raise BundleError(
+            f"`{checkpoint / 'checkpoint.json'}` lacks `{missing[0]}`",
+            hint="finish it with `storyv-lite train`",
+        )
     if out.exists() and not force:
         raise OutputError(f"`{out}` exists", hint="choose another place with `--out`, or pass `--force`")
     work = out.with_name(f".{out.name}.partial-{os.getpid()}")

@@ -39,7 +39,7 @@ def calibrate(
     """
     if not stories:
         raise BundleError("the checkpoint has no calibration stories", hint="storyv-lite train")
-    listener = Listener(open_backend("cpu"))
+    listener = Listener(open_backend("cpu", threads=1))  # sums in one order: equal exports have equal bytes
     pipeline = StoryPipeline(Bundle.open(wide, verify=False), listener)
     for index, story in enumerate(stories[:STORIES]):
         progress(f"draw calibration story {index + 1} of {min(STORIES, len(stories))}")

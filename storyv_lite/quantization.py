@@ -66,7 +66,7 @@ _INT8: Mapping[Component, QuantScheme] = {
         (("*/conv_in/*", Method.WEIGHT_ONLY), ("*/conv_out/*", Method.WEIGHT_ONLY))
         + (("*time_emb*", Method.WEIGHT_ONLY),),
     ),
-    Component.VAE_DECODER: _INT8_WEIGHTS,
+    Component.VAE_DECODER: QuantScheme("int8", Method.STATIC, (("*/decoder.0/*", Method.WEIGHT_ONLY),)),
 }
 
 SCHEMES: Mapping[str, Mapping[Component, QuantScheme]] = {

@@ -32,6 +32,13 @@ def test_a_bundle_opens_and_tells_where_it_came_from(tiny_checkpoint: Path, tiny
     assert not list(tiny_bundle_int8.rglob("*.npz"))
 
 
+def test_exporting_again_gives_the_same_hashes(
+    tiny_checkpoint: Path, tiny_bundle_int8: Path, tmp_path: Path
+) -> None:
+    again = Bundle.open(export_checkpoint(tiny_checkpoint, tmp_path / "again"))
+    assert again.components == Bundle.open(tiny_bundle_int8).components
+
+
 def test_an_interrupted_export_leaves_nothing_behind(tiny_checkpoint: Path, tmp_path: Path) -> None:
     def interrupt(message: str) -> None:
         if message.startswith("capture fusion"):
@@ -55,6 +62,13 @@ def test_a_missing_component_is_named(tiny_checkpoint: Path, tmp_path: Path) -> 
     with pytest.raises(BundleError, match="character_encoder"):
         export_checkpoint(broken, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_checkpoint_in_the_making_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "half")
+    (tmp_path / "half" / "checkpoint.json").write_text(json.dumps({"schema": 1, "stages": {}}))
+    with pytest.raises(BundleError, match="lacks `dimensions`"):
+        export_checkpoint(tmp_path / "half", tmp_path / "out")
 
 
 def test_planted_damage_fails_the_gate(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
