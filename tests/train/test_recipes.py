@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,8 +37,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def weights(out: Path, component: str) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-    return load_file(out / component / "model.safetensors")
+def weights(out: Path, component: str) -> dict[str, np.ndarray[Any, Any]]:
+    tensors: dict[str, np.ndarray[Any, Any]] = load_file(out / component / "model.safetensors")
+    return tensors
 
 
 def test_every_stage_leaves_its_components_and_what_export_reads(trained: Path) -> None:
