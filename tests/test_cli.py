@@ -112,6 +112,18 @@ def test_doctor_says_what_this_machine_can_run() -> None:
     assert code == 0 and "onnxruntime" in out and "CPU" in json.loads(out.splitlines()[-1])["providers"]
 
 
+def test_data_make_writes_a_set_that_can_be_read_and_overwrites_nothing() -> None:
+    from storyv_lite.train.toonworld.dataset_files import read_dataset
+
+    make = ("data", "make", "-o", "set", "--stories", "1", "--frames", "2")
+    code, out, _ = run(*make, "--json")
+    assert code == 0 and out.startswith("wrote set: 2 pictures with masks, 1 stories")
+    assert json.loads(out.splitlines()[-1]) == {"folder": "set", "stories": 1, "frames": 2}
+    (story,) = read_dataset(Path("set"))
+    assert len(story.frames) == 2 and story.frames[0].characters[0].mask
+    assert run(*make)[0] == 2 and run(*make, "--force")[0] == 0
+
+
 def test_schemes_exclude_each_other() -> None:
     code, _, err = run("export", "--int8", "--int4")
     assert code == 2 and "exclude each other" in err

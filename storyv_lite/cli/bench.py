@@ -17,17 +17,28 @@ from storyv_lite.errors import ConfigError
 def bench(
     bundle: Annotated[
         list[str] | None,
-        typer.Option(help="Bundle to measure; may be repeated [default: as `render` chooses]."),
+        typer.Option(
+            metavar="BUNDLE", help="Bundle to measure; may be repeated [default: as `render` chooses]."
+        ),
     ] = None,
-    story: Annotated[Path | None, typer.Option(help="Story to draw [default: a picnic, 5 frames].")] = None,
+    story: Annotated[
+        Path | None, typer.Option(metavar="STORY", help="Story to draw [default: a picnic, 5 frames].")
+    ] = None,
     frames: Annotated[
-        int | None, typer.Option(help="Draw so many frames, beginning again where the story ends.")
+        int | None,
+        typer.Option(metavar="N", help="Draw so many frames, beginning again where the story ends."),
     ] = None,
-    repeat: Annotated[int, typer.Option(help="Processes per bundle.")] = 3,
+    repeat: Annotated[int, typer.Option(metavar="N", help="Processes per bundle.")] = 3,
     device: DeviceOption = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads [default: one per core].")] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write a Markdown report here.")] = None,
-    record: Annotated[Path | None, typer.Option(help="Also write everything measured as JSON here.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="CPU threads [default: one per core].")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a Markdown report here.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write everything measured as JSON here.")
+    ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -12,7 +12,9 @@ from storyv_lite.cli.options import BundleOption, ForceOption, JsonOption, check
 
 def characters(
     bundle: BundleOption = "",
-    sheet: Annotated[Path | None, typer.Option(help="Draw all portraits on this PNG file.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw all portraits on this PNG file.")
+    ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -4,7 +4,6 @@ With `--json` the last line of stdout is one JSON object. A progress line is dra
 """
 
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -49,11 +48,6 @@ def progress() -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status("") as status:
         yield lambda text: status.update(escape(text))
-
-
-def hush_libraries() -> None:
-    """Call before torch's family is imported: bitsandbytes warns of kernels that nothing here uses."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def seconds(value: float) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from storyv_lite.cli.console import say, say_json
+from storyv_lite.cli.console import progress, say, say_json
 from storyv_lite.cli.options import ForceOption, JsonOption, make_folder
 from storyv_lite.optional import require
 
@@ -19,20 +19,28 @@ def main() -> None:
 
 @app.command()
 def make(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")] = Path("data/toon"),
-    stories: Annotated[int, typer.Option(min=1, help="How many stories.")] = 20,
-    frames: Annotated[int, typer.Option(min=1, max=50, help="Frames of each story.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Which stories.")] = 0,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Folder to write.")] = Path(
+        "data/toon"
+    ),
+    stories: Annotated[int, typer.Option(min=1, metavar="N", help="How many stories.")] = 20,
+    frames: Annotated[int, typer.Option(min=1, max=50, metavar="N", help="Frames of each story.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Which stories.")] = 0,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw stories of the cartoon world as pictures, masks and captions: how your own data should look."""
+    """Draw stories as pictures, masks and captions: how your own data should look."""
     require("skia", "train")
     from storyv_lite.train.toonworld.dataset_files import write_dataset
 
     make_folder(out, force)
-    write_dataset(out, stories, frames, seed=seed, force=force)
+    with progress() as show:
+        written = write_dataset(
+            out, stories, frames, seed=seed, force=force,
+            progress=lambda done: show(f"story {done} of {stories}"),
+        )  # fmt: skip
+    hard = written["references"]["nameless"]
     say(f"wrote {out}: {stories * frames} pictures with masks, {stories} stories")
+    say(f"captions after the first that name nobody: {hard:.0%}")
     say("next: read docs/reference/dataset.md for what each file holds, or storyv-lite train")
     if as_json:
         say_json({"folder": str(out), "stories": stories, "frames": stories * frames})

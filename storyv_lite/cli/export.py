@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from storyv_lite.bundle import Bundle
-from storyv_lite.cli.console import hush_libraries, note, progress, say, say_json
+from storyv_lite.cli.console import note, progress, say, say_json
 from storyv_lite.cli.options import ForceOption, JsonOption
 from storyv_lite.errors import ConfigError
 from storyv_lite.memory import format_bytes
@@ -15,13 +15,16 @@ from storyv_lite.optional import require
 
 def export(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="Checkpoint folder [default: the newest].")
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder [default: the newest].")
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="8-bit integers, calibrated [default].")] = False,
     int4: Annotated[bool, typer.Option("--int4", help="4-bit language model, the rest in 8 bits.")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="32 bits, as trained.")] = False,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder to write [default: bundles/PRESET-SCHEME].")
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="FOLDER", help="Folder to write [default: bundles/PRESET-SCHEME]."
+        ),
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -30,20 +33,20 @@ def export(
     asked = [name for name, wanted in (("int8", int8), ("int4", int4), ("fp32", fp32)) if wanted] or ["int8"]
     if len(asked) > 1:
         raise ConfigError(f"`--{asked[0]}` and `--{asked[1]}` exclude each other", "give one of them")
-    hush_libraries()
     for module in ("torch", "transformers", "diffusers", "onnx", "onnxscript"):
         require(module, "export")
     from storyv_lite.export import assemble
 
     if checkpoint is None:
         checkpoint = assemble.newest_checkpoint(Path.cwd())
-        note(f"checkpoint: {checkpoint} (the newest)")
+        here = checkpoint.is_relative_to(Path.cwd() / "checkpoints")
+        note(f"checkpoint: {checkpoint} ({'the newest in ./checkpoints' if here else 'the one that ships'})")
     folder = out or Path("bundles") / f"{checkpoint.name}-{asked[0]}"
     with progress() as show:
         assemble.export_checkpoint(checkpoint, folder, asked[0], force, show)
     bundle = Bundle.open(folder)
     say(f"wrote {folder} ({format_bytes(bundle.total_bytes)}, {asked[0]})")
-    say("next: storyv-lite render STORY.txt")
+    say(f"next: storyv-lite render STORY.txt{f' --bundle {folder}' if out else ''}")
     if as_json:
         parity = {name: dict(variants[0].parity) for name, variants in bundle.components.items()}
         sizes = {"bytes": bundle.total_bytes, "scheme": asked[0]}

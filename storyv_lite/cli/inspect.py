@@ -12,7 +12,8 @@ from storyv_lite.memory import format_bytes
 
 def inspect(
     bundle: Annotated[
-        str, typer.Argument(help="Bundle folder or name; without it, as `render` chooses.")
+        str,
+        typer.Argument(metavar="BUNDLE", help="Bundle folder or name; without it, as `render` chooses."),
     ] = "",
     as_json: JsonOption = False,
 ) -> None:

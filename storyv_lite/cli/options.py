@@ -10,10 +10,12 @@ from storyv_lite.errors import OutputError
 BundleOption = Annotated[
     str,
     typer.Option(
-        "--bundle", help="Bundle folder or name [default: newest in ./bundles, else the packaged one]."
+        "--bundle",
+        metavar="BUNDLE",
+        help="Bundle folder or name [default: newest in ./bundles, else the packaged one].",
     ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+DeviceOption = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu or cuda.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Write although something is there.")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON in the last line of stdout.")

@@ -29,14 +29,21 @@ SHOWN_WORDS = 12
 
 
 def render(
-    story: Annotated[str, typer.Argument(help="A .txt, .json or .jsonl file, or - for standard input.")],
+    story: Annotated[
+        str, typer.Argument(metavar="STORY", help="A .txt, .json or .jsonl file, or - for standard input.")
+    ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder to write [default: STORY-storyboard].")
+        Path | None,
+        typer.Option("-o", "--out", metavar="FOLDER", help="Folder to write [default: STORY-storyboard]."),
     ] = None,
     bundle: BundleOption = "",
-    seed: Annotated[int, typer.Option(help="Another number draws the story another way.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps [default: the bundle's].")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale [default: the bundle's].")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Another number draws the story another way.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Denoising steps [default: the bundle's].")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(metavar="SCALE", help="Guidance scale [default: the bundle's].")
+    ] = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
     as_json: JsonOption = False,

@@ -5,38 +5,54 @@ from typing import Annotated
 
 import typer
 
-from storyv_lite.cli.console import hush_libraries, say, say_json
+from storyv_lite.cli.console import say, say_json
 from storyv_lite.cli.options import DeviceOption, JsonOption
 from storyv_lite.config import STAGES
 from storyv_lite.optional import require
 
 
 def train(
-    preset: Annotated[str, typer.Option(help="What to train; `toon-smoke` takes minutes.")] = "toon",
+    preset: Annotated[
+        str,
+        typer.Option(
+            metavar="PRESET", help="What to train: toon, toon-smoke (minutes), opt-6.7b, llama-2-7b."
+        ),
+    ] = "toon",
     stage: Annotated[
-        list[str] | None, typer.Option(help=f"Only this stage; may be repeated: {', '.join(STAGES)}.")
+        list[str] | None,
+        typer.Option(metavar="STAGE", help=f"Only this stage; may be repeated: {', '.join(STAGES)}."),
     ] = None,
     device: DeviceOption = "auto",
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder to write [default: checkpoints/PRESET].")
+        Path | None,
+        typer.Option("-o", "--out", metavar="FOLDER", help="Folder to write [default: checkpoints/PRESET]."),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
+        list[str] | None, typer.Option("--set", metavar="SETTING", help="section.key=value; may be repeated.")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="Stop after so many; the same command goes on.")
+        float | None,
+        typer.Option(min=0, metavar="MINUTES", help="Stop after so many; the same command goes on."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a model, or go on where it stopped."""
-    hush_libraries()
+    """Train a model, or go on where it stopped. Ctrl-C stops after the step at hand, everything saved."""
     for module in ("torch", "transformers", "diffusers", "accelerate", "skia"):
         require(module, "train")
+    from storyv_lite.modeling.checkpoints import stage_record
     from storyv_lite.train import recipes
+    from storyv_lite.train.loop import STOP
 
     folder = out or Path("checkpoints") / preset
     done = recipes.run(preset, stage or STAGES, device, folder, settings or (), minutes)
     say(f"wrote {folder}")
-    say("next: storyv-lite export --int4" if done else "not finished; the same command goes on")
+    if not done:
+        say("not finished; the same command goes on")
+    elif all(stage_record(folder, name).get("done") for name in STAGES):
+        say(f"next: storyv-lite export {f'{folder} ' if out else ''}--int4")
+    else:
+        say("next: the other stages, by the same command without `--stage`")
     if as_json:
         say_json({"checkpoint": str(folder), "done": done})
+    if STOP.is_set() and not done:
+        raise typer.Exit(130)
