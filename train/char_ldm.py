@@ -160,6 +160,9 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         raise BundleError(f"`{out / 'autoencoder'}` is not finished: its latents are not measured yet")
     tokenizer = load_text_tokenizer(out, shape.text.max_position_embeddings)
     conditioner = _build_conditioner(config, out)
+    if device == "cpu":  # plain attention goes backward a third faster there at these lengths
+        for encoder in (conditioner.text_encoder, conditioner.character_encoder):
+            encoder.set_attn_implementation("eager")  # type: ignore[operator]
     unet = build_unet(shape.unet, shape.autoencoder.latent_channels, shape.text.hidden_size)
     scheduler = build_scheduler(shape.unet)
     scheduler.save_pretrained(out / "scheduler")
