@@ -3,14 +3,10 @@
 Knows the order of the work and what goes into the manifest; how each step is done stands in the step's file.
 """
 
-import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from storyv_lite.bundle import (
-    Variant,
-    component_entry,
-    file_entry,
-    hash_file,
-    part_entry,
-    write_manifest,
-)
+from storyv_lite.bundle import Variant, part_entry
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.errors import BundleError, OutputError
 from storyv_lite.export.calibrate import Calibration, Feed, activation_ranges, calibrate
-from storyv_lite.export.capture import DATA, GRAPH, capture, load_graph, quiet, save_graph, shorten
+from storyv_lite.export.capture import DATA, GRAPH, capture, load_graph, quiet, save_graph
+from storyv_lite.export.manifest import finish
 from storyv_lite.export.quantize import assert_cannot_saturate, quantize, static_tensors
+from storyv_lite.export.simplify import shorten
 from storyv_lite.export.specs import GRAPHS, build, token_table
 from storyv_lite.export.verify import CASES, save_cases, verify
 from storyv_lite.modeling.checkpoints import read_checkpoint
@@ -109,7 +100,7 @@ def _write_wide(checkpoint: Path, record: Mapping[str, Any], wide: Path, progres
         save_graph(capture(_module(component, checkpoint, dims), component, dims), wide / component)
         components[component] = (_variant(wide, component, "fp32", {}),)
     components[Component.TOKEN_EMBEDDING] = (_write_table(checkpoint, wide),)
-    _finish(checkpoint, record, wide, "fp32", components)
+    finish(checkpoint, record, wide, "fp32", components)
 
 
 def _write_bundle(
@@ -140,7 +131,7 @@ def _write_bundle(
         (bundle / component / CASES).unlink()
         components[component] = (_variant(bundle, component, names[component], parity[component]),)
     components[Component.TOKEN_EMBEDDING] = (_write_table(checkpoint, bundle),)
-    _finish(checkpoint, record, bundle, name, components)
+    finish(checkpoint, record, bundle, name, components)
 
 
 def _module(component: Component, checkpoint: Path, dims: Dimensions) -> nn.Module:
@@ -176,111 +167,8 @@ def _variant(folder: Path, component: Component, scheme: str, parity: Mapping[st
     return Variant(scheme, "onnx", (part_entry(folder, f"{component}/{GRAPH}", data),), parity)
 
 
-def _finish(
-    checkpoint: Path,
-    record: Mapping[str, Any],
-    folder: Path,
-    name: str,
-    components: Mapping[Component, tuple[Variant, ...]],
-) -> None:
-    """Copy what is not a graph and write the manifest."""
-    dims = Dimensions(**record["dimensions"])
-    scheduler = _json(checkpoint / "scheduler" / "scheduler_config.json")
-    tokenizers = {}
-    for tokenizer in ("text_encoder", "language_model"):
-        tokenizers[tokenizer] = _copy(checkpoint, folder, f"tokenizers/{tokenizer}/tokenizer.json")
-    context = record.get("context") or {
-        "tokens": dims.max_position_embeddings,
-        "frames": record["train_config"]["story_lm"]["max_frames"],
-    }
-    manifest = {
-        "name": name,
-        "model": {
-            "dimensions": dims.as_dict(),
-            "prediction_type": scheduler["prediction_type"],
-            "scheduler": {key: value for key, value in scheduler.items() if not key.startswith("_")},
-            "sampler": record["sampler"],
-            "merge_step": record["merge_step"],
-            "first_frame": record["first_frame"],
-            "context": context,
-        },
-        "components": {
-            component: component_entry(signature(component, dims), variants)
-            for component, variants in components.items()
-        },
-        "tokenizers": tokenizers,
-        "characters": _copy_cast(checkpoint, folder),
-        "vocabulary": _copy(checkpoint, folder, "vocabulary.json"),
-        "provenance": {
-            "checkpoint": record.get("preset", ""),
-            "checkpoint_sha256": checkpoint_hash(checkpoint),
-            "command": _command(),
-            "versions": _versions(),
-        },
-    }
-    write_manifest(folder, manifest)
-
-
-def checkpoint_hash(checkpoint: Path) -> str:
-    """One SHA-256 over the weights, configurations and texts that a bundle is made of.
-
-    `checkpoint.json` itself is left out: it also counts seconds and resumed runs.
-    """
-    total = hashlib.sha256()
-    patterns = ("*/config.json", "*/model.safetensors", "scheduler/*.json", "tokenizers/*/tokenizer.json")
-    files = [
-        file
-        for pattern in (*patterns, "characters/*", "vocabulary.json")
-        for file in checkpoint.glob(pattern)
-    ]
-    for file in sorted(files, key=lambda path: path.relative_to(checkpoint).as_posix()):
-        total.update(f"{file.relative_to(checkpoint).as_posix()} {hash_file(file)}\n".encode())
-    return total.hexdigest()
-
-
 def _stories(checkpoint: Path) -> list[dict[str, Any]]:
     file = checkpoint / "calibration.jsonl"
     if not file.is_file():
         raise BundleError(f"`{file}` is missing; export draws its stories", hint="storyv-lite train")
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _copy(checkpoint: Path, folder: Path, relative: str) -> dict[str, Any]:
-    source, target = checkpoint / relative, folder / relative
-    if not source.is_file():
-        raise BundleError(f"`{source}` is missing from the checkpoint", hint="storyv-lite train")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    return asdict(file_entry(folder, relative))
-
-
-def _copy_cast(checkpoint: Path, folder: Path) -> list[dict[str, Any]]:
-    cast = []
-    for file in sorted((checkpoint / "characters").glob("*.json")):
-        portrait = _copy(checkpoint, folder, f"characters/{file.stem}.png")
-        cast.append({**_json(file), "portrait": portrait})
-    return cast
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise BundleError(f"`{file}` cannot be read: {fault}", hint="storyv-lite train") from fault
-    return content
-
-
-def _command() -> str:
-    """The command line without the folder the program lies in."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _versions() -> dict[str, str]:
-    names = ("storyv-lite", "torch", "transformers", "diffusers", "onnx", "onnxruntime-gpu", "onnxruntime")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -13,8 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component, Dimensions, Signature, signature
 from storyv_lite.errors import ConfigError, ParityError
-from storyv_lite.export.capture import DATA, GRAPH, capture, check_signature, load_graph, save_graph, shorten
+from storyv_lite.export.capture import DATA, GRAPH, capture, check_signature, load_graph, save_graph
 from storyv_lite.export.graphs import llama_graph
+from storyv_lite.export.simplify import shorten
 from storyv_lite.export.specs import GRAPHS, LanguageModel, build, dummy_inputs
 
 
