@@ -34,8 +34,13 @@ class LatentSet:
         folder: Path, frames: FrameSet, frames_folder: Path, autoencoder: ToonAutoencoder, weights: Path
     ) -> "LatentSet":
         """Open the set in `folder`, or begin it; `weights` is where the autoencoder was loaded from."""
+        names = ("latents_mean", "latents_std", "scaling_factor")
+        statistics = {
+            name: autoencoder.config.get(name) for name in names
+        }  # may be measured after the weights
         key = {
             "autoencoder": hashlib.sha256((weights / WEIGHTS).read_bytes()).hexdigest(),
+            "statistics": json.loads(json.dumps(statistics)),
             "frames": json.loads((frames_folder / "frames.json").read_text(encoding="utf-8")),
         }
         about = folder / "latents.json"

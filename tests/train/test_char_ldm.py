@@ -1,5 +1,7 @@
 """Stage 1: what a batch holds, what is conditioned on what, and that a step learns."""
 
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -8,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from storyv_lite.config import CharLDMStage, TrainConfig
 from storyv_lite.errors import BundleError
@@ -16,7 +17,7 @@ from storyv_lite.modeling.autoencoder import ToonAutoencoder
 from storyv_lite.modeling.checkpoints import load_component, save_component
 from storyv_lite.modeling.fusion import Fusion
 from storyv_lite.presets import load_config
-from storyv_lite.train import autoencoder, char_ldm
+from storyv_lite.train import autoencoder, char_ldm, preview
 from storyv_lite.train.conditioning import Conditioner, load_text_tokenizer, with_portraits
 from storyv_lite.train.data import FrameSet
 from storyv_lite.train.latents import LatentSet
@@ -42,29 +43,9 @@ def write_earlier_stages(out: Path, config: TrainConfig) -> Path:
         latents_mean=(0.0,) * shape.autoencoder.latent_channels,
         latents_std=(0.2,) * shape.autoencoder.latent_channels,
     )
-    text = CLIPTextConfig(
-        vocab_size=shape.text.vocab_size,
-        hidden_size=shape.text.hidden_size,
-        intermediate_size=shape.text.intermediate_size,
-        num_hidden_layers=shape.text.num_hidden_layers,
-        num_attention_heads=shape.text.num_attention_heads,
-        max_position_embeddings=shape.text.max_position_embeddings,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    vision = CLIPVisionConfig(
-        image_size=shape.vision.image_size,
-        patch_size=shape.vision.patch_size,
-        hidden_size=shape.vision.hidden_size,
-        intermediate_size=shape.vision.intermediate_size,
-        num_hidden_layers=shape.vision.num_hidden_layers,
-        num_attention_heads=shape.vision.num_attention_heads,
-        projection_dim=shape.text.hidden_size,
-    )
     save_component(vae, out / "autoencoder")
-    save_component(CLIPTextModel(text), out / "text_encoder")
-    save_component(CLIPVisionModelWithProjection(vision), out / "vision_encoder")
+    save_component(image_text.build_text_encoder(shape), out / "text_encoder")
+    save_component(image_text.build_vision_encoder(shape), out / "vision_encoder")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -96,6 +77,14 @@ def batches_of(config: TrainConfig, out: Path) -> char_ldm.Batches:
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_earlier_stages(tmp_path_factory.mktemp("checkpoint"), micro())
+
+
+@pytest.fixture
+def fresh(earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """New copies of the checkpoint folder, by name; sample sheets are short."""
+    monkeypatch.setattr(preview, "CAPTIONS", preview.CAPTIONS[:1])
+    ignored = shutil.ignore_patterns("state")
+    return lambda name: Path(shutil.copytree(earlier, tmp_path / name, ignore=ignored))
 
 
 def test_a_dropped_condition_is_the_empty_caption_without_characters(earlier: Path) -> None:
@@ -157,18 +146,29 @@ def test_pictures_move_only_the_tokens_of_names(earlier: Path) -> None:
     assert changed == sorted(caption.positions.tolist()) and len(changed) == 2
 
 
-def test_latents_are_kept_between_openings_until_the_autoencoder_changes(earlier: Path) -> None:
-    config = micro()
-    first = batches_of(config, earlier).latents
-    kept = first(np.arange(4))
-    assert batches_of(config, earlier).latents.encoded[:4].all()
-    assert torch.equal(batches_of(config, earlier).latents(np.arange(4)), kept)
+def test_latents_are_kept_between_openings_until_the_autoencoder_changes(tmp_path: Path) -> None:
+    config, four = micro(), np.arange(4)
+    out = write_earlier_stages(tmp_path, config)
+    kept = batches_of(config, out).latents(four)
+    assert batches_of(config, out).latents.encoded[:4].all()
+    assert torch.equal(batches_of(config, out).latents(four), kept)
+
+    vae = autoencoder.load(out)
+    vae.register_to_config(latents_std=[0.4] * config.model.autoencoder.latent_channels)
+    save_component(vae, out / "autoencoder")
+    assert not batches_of(config, out).latents.encoded.any()
+    torch.testing.assert_close(batches_of(config, out).latents(four), kept / 2, atol=1e-2, rtol=1e-2)
+
+    with torch.no_grad():
+        next(vae.parameters()).add_(0.1)
+    save_component(vae, out / "autoencoder")
+    assert not batches_of(config, out).latents.encoded.any()
 
 
-def test_a_few_steps_lower_the_loss_and_store_every_component(tmp_path: Path) -> None:
+def test_a_few_steps_lower_the_loss_and_store_every_component(fresh: Callable[[str], Path]) -> None:
     config = micro(max_train_steps=24, learning_rate=3e-3, log_steps=1, uncondition_prob=0.0, ema_decay=0.0)
     config = replace(config, data=replace(config.data, frames=4))
-    out = write_earlier_stages(tmp_path / "out", config)
+    out = fresh("out")
     assert char_ldm.train(config, out)
     lines = (out / "metrics.jsonl").read_text().splitlines()
     losses = [float(line.split('"loss": ')[1].split(",")[0]) for line in lines]
@@ -179,9 +179,9 @@ def test_a_few_steps_lower_the_loss_and_store_every_component(tmp_path: Path) ->
     assert list((out / "samples").glob("char_ldm-*.png"))
 
 
-def test_only_the_last_layers_of_the_character_encoder_learn(tmp_path: Path) -> None:
+def test_only_the_last_layers_of_the_character_encoder_learn(fresh: Callable[[str], Path]) -> None:
     config = micro(trainable_vision_layers=1, max_train_steps=2)
-    out = write_earlier_stages(tmp_path / "out", config)
+    out = fresh("out")
     char_ldm.train(config, out)
     before, after = (load_component(out / n).state_dict() for n in ("vision_encoder", "character_encoder"))
     changed = {
@@ -190,20 +190,20 @@ def test_only_the_last_layers_of_the_character_encoder_learn(tmp_path: Path) -> 
     assert changed == {"1"}
 
 
-def test_two_processes_share_a_batch_and_average_its_gradient(tmp_path: Path) -> None:
+def test_two_processes_share_a_batch_and_average_its_gradient(fresh: Callable[[str], Path]) -> None:
     results = []
     for name in ("once", "again"):
-        out = write_earlier_stages(tmp_path / name, micro())
+        out = fresh(name)
         char_ldm.train(micro(processes=2, max_train_steps=3), out)
         results.append((out / "unet" / "model.safetensors").read_bytes())
     assert results[0] == results[1]
-    alone = write_earlier_stages(tmp_path / "alone", micro())
+    alone = fresh("alone")
     char_ldm.train(micro(train_batch_size=2, max_train_steps=3), alone)
     assert (alone / "unet" / "model.safetensors").read_bytes() != results[0]
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None:
-    whole, parts = (write_earlier_stages(tmp_path / name, micro()) for name in ("whole", "parts"))
+def test_an_interrupted_training_ends_with_the_same_weights(fresh: Callable[[str], Path]) -> None:
+    whole, parts = (fresh(name) for name in ("whole", "parts"))
     char_ldm.train(micro(processes=2), whole)
     assert not char_ldm.train(micro(processes=2), parts, minutes=0)
     assert char_ldm.train(micro(processes=2), parts)
