@@ -35,9 +35,7 @@ class LatentSet:
     ) -> "LatentSet":
         """Open the set in `folder`, or begin it; `weights` is where the autoencoder was loaded from."""
         names = ("latents_mean", "latents_std", "scaling_factor")
-        statistics = {
-            name: autoencoder.config.get(name) for name in names
-        }  # may be measured after the weights
+        statistics = {name: autoencoder.config.get(name) for name in names}  # measured after the weights
         key = {
             "autoencoder": hashlib.sha256((weights / WEIGHTS).read_bytes()).hexdigest(),
             "statistics": json.loads(json.dumps(statistics)),

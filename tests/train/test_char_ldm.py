@@ -17,7 +17,7 @@ from storyv_lite.modeling.autoencoder import ToonAutoencoder
 from storyv_lite.modeling.checkpoints import load_component, save_component
 from storyv_lite.modeling.fusion import Fusion
 from storyv_lite.presets import load_config
-from storyv_lite.train import autoencoder, char_ldm, preview
+from storyv_lite.train import autoencoder, char_ldm, image_text, preview
 from storyv_lite.train.conditioning import Conditioner, load_text_tokenizer, with_portraits
 from storyv_lite.train.data import FrameSet
 from storyv_lite.train.latents import LatentSet
