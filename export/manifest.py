@@ -39,6 +39,7 @@ def finish(
         "name": name,
         "model": {
             "dimensions": dims.as_dict(),
+            "bos_token_id": _json(checkpoint / "language_model" / "config.json")["bos_token_id"],
             "prediction_type": scheduler["prediction_type"],
             "scheduler": {key: value for key, value in scheduler.items() if not key.startswith("_")},
             "sampler": record["sampler"],

@@ -103,7 +103,7 @@ class Model:
 
     @cached_property
     def story_tokenizer(self) -> LanguageTokenizer:
-        return LanguageTokenizer(self.bundle.tokenizer("language_model"))
+        return LanguageTokenizer(self.bundle.tokenizer("language_model"), self.bundle.model.bos_token_id)
 
     @cached_property
     def language(self) -> Language:

@@ -83,9 +83,9 @@ class TextTokenizer:
 class LanguageTokenizer:
     """Pieces of the prompt for the language model, each by itself and without special tokens."""
 
-    def __init__(self, file: Path, bos_token: str = "<s>") -> None:
+    def __init__(self, file: Path, bos_token_id: int) -> None:
         self._tokenizer = _load(file)
-        self.bos_token_id = _special(self._tokenizer, file, bos_token)
+        self.bos_token_id = bos_token_id
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -99,6 +99,7 @@ class Model:
     """What the runtime must know of the model and hard-codes nowhere."""
 
     dimensions: Dimensions
+    bos_token_id: int  # stands once, before everything the language model reads
     prediction_type: str
     scheduler: Mapping[str, Any]
     sampler: Sampler
@@ -314,6 +315,7 @@ def _parse(path: Path, manifest: dict[str, Any], digest: str) -> Bundle:
         sha256=digest,
         model=Model(
             dimensions=_record(Dimensions, model["dimensions"]),
+            bos_token_id=_bos_token_id(model),
             prediction_type=str(model["prediction_type"]),
             scheduler=dict(model["scheduler"]),
             sampler=_record(Sampler, model["sampler"]),
@@ -327,6 +329,13 @@ def _parse(path: Path, manifest: dict[str, Any], digest: str) -> Bundle:
         vocabulary_file=_record(FileEntry, manifest["vocabulary"]),
         provenance=dict(manifest["provenance"]),
     )
+
+
+def _bos_token_id(model: Mapping[str, Any]) -> int:
+    found, rows = model["bos_token_id"], model["dimensions"]["vocab_size"]
+    if not isinstance(found, int) or not 0 <= found < rows:
+        raise ValueError(f"`bos_token_id` is `{found!r}`, a row of the token table's {rows} is needed")
+    return found
 
 
 def _variant(record: Mapping[str, Any]) -> Variant:

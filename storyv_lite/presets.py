@@ -118,7 +118,7 @@ _PAPER: dict[str, Any] = {
 _OPT: dict[str, Any] = {
     "preset": "opt-6.7b",
     "model": {
-        "language": {"pretrained": "facebook/opt-6.7b", "vocab_size": 50265, "max_position_embeddings": 2048}
+        "language": {"pretrained": "facebook/opt-6.7b", "vocab_size": 50272, "max_position_embeddings": 2048}
     },
     "align": {"train_batch_size": 256},  # 64 stories of four frames
 }

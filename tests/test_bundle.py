@@ -45,6 +45,7 @@ def write_bundle(folder: Path) -> Path:
         "name": "little",
         "model": {
             "dimensions": DIMENSIONS.as_dict(),
+            "bos_token_id": 2,
             "prediction_type": "v_prediction",
             "scheduler": {"num_train_timesteps": 1000},
             "sampler": {
@@ -213,6 +214,7 @@ def test_a_manifest_that_is_no_json_object_is_refused(folder: Path, content: str
         lambda m: m["model"]["dimensions"].update(hidden_size="64"),
         lambda m: m["model"]["sampler"].update(guidance_scale="high"),
         lambda m: m["model"].update(first_frame="nobody"),
+        lambda m: m["model"].update(bos_token_id=104),
         lambda m: m["components"].update(heart={"variants": []}),
         lambda m: m["components"].update(unet=[]),
         lambda m: m.update(characters=None),

@@ -120,7 +120,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     conditioner = Conditioner(*(frozen[name] for name in needed[1:4]))
     lm, mapper = build(config, out, frozen["vision_encoder"], frozen["text_encoder"])
     lm.to(device)
-    vocabulary = vocabulary_of(load_language_tokenizer(out), shape.language, lm.table.shape[0])
+    vocabulary = vocabulary_of(load_language_tokenizer(out), shape.language, lm.language_model.config)
     tokenizer = load_text_tokenizer(out, shape.text.max_position_embeddings)
     portraits = {who.name: draw.portrait(who.name, shape.vision.image_size) for who in CAST}
     batches = Batches(config, vocabulary, tokenizer, portraits)

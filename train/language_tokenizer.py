@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PretrainedConfig
 
 from storyv_lite.config import LanguageConfig, TrainConfig
 from storyv_lite.errors import BundleError
@@ -79,17 +80,16 @@ def load_language_tokenizer(out: Path) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def vocabulary_of(tokenizer: Tokenizer, shape: LanguageConfig, rows: int) -> Vocabulary:
-    """What packing needs to know; the last of the token table's `rows` are the [IMG] tokens."""
-    special = {name: tokenizer.token_to_id(name) for name in SPECIALS[:2]}
-    bos, eos = special["<s>"], special["</s>"]
-    if eos is None:  # OPT has no "<s>" in the role of a begin token: its texts begin with "</s>"
-        raise BundleError("the language model's tokenizer has no `</s>`")
+def vocabulary_of(tokenizer: Tokenizer, shape: LanguageConfig, model: PretrainedConfig) -> Vocabulary:
+    """What packing needs to know; the last rows of the token table are the [IMG] tokens.
+
+    The begin and end tokens are the model's: OPT begins with what its tokenizer calls `</s>`.
+    """
     return Vocabulary(
         encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
-        bos_token_id=eos if bos is None else bos,
-        eos_token_id=eos,
-        first_image_token_id=rows - shape.image_tokens,
+        bos_token_id=model.bos_token_id,
+        eos_token_id=model.eos_token_id,
+        first_image_token_id=model.vocab_size - shape.image_tokens,
         image_tokens=shape.image_tokens,
         visual_tokens=shape.visual_tokens,
     )

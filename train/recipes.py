@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from storyv_lite.components import Dimensions
 from storyv_lite.config import STAGES, TrainConfig
 from storyv_lite.errors import BackendError, ConfigError
 from storyv_lite.modeling.checkpoints import (
@@ -34,6 +35,7 @@ from storyv_lite.train.data import data_version
 from storyv_lite.train.loop import STOP, StageProgress
 from storyv_lite.train.toonworld import corpus, draw
 from storyv_lite.train.toonworld.cast import CAST
+from storyv_lite.train.toonworld.dataset_files import character_card
 from storyv_lite.train.toonworld.splits import story_seed
 from storyv_lite.train.toonworld.stories import sample_story
 
@@ -67,6 +69,9 @@ def run(
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise ConfigError(f"there is no stage `{unknown[0]}`", hint=f"stages are {', '.join(STAGES)}")
     config, place = load_config(preset, None, settings), pick_device(device)
+    refuse_other_model(config, out)
+    if all(is_done(config, out, stage) for stage in stages):
+        return True
     describe(config, out)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     for stage in (stage for stage in STAGES if stage in stages):
@@ -78,6 +83,8 @@ def run(
         done = RECIPES[stage](config, out, place, left)
         if done and not is_done(config, out, stage):  # published weights were taken, nothing was trained
             record_stage(out, stage, asdict(StageProgress(done=True)))
+        if stage == "story_lm":  # a published language model has sizes of its own
+            write_checkpoint(out, {**read_checkpoint(out), "dimensions": dimensions(config, out).as_dict()})
         if not done or STOP.is_set():
             break
     return all(is_done(config, out, stage) for stage in stages)
@@ -100,18 +107,37 @@ def pick_device(device: str) -> str:
     return device
 
 
-def describe(config: TrainConfig, out: Path) -> None:
-    """Write what is known before training: cast, vocabulary, calibration stories, `checkpoint.json`.
-
-    Raises `ConfigError` when `out` holds a model of other settings.
-    """
-    old = read_checkpoint(out) if (out / "checkpoint.json").is_file() else {}
-    content = json.loads(json.dumps(as_dict(config)))
+def refuse_other_model(config: TrainConfig, out: Path) -> None:
+    """Raise `ConfigError` when `out` holds a model of another seed or shape."""
+    old, content = _stored(out), json.loads(json.dumps(as_dict(config)))
     for key in ("seed", "model"):
         if old.get("train_config", content)[key] != content[key]:
             raise ConfigError(
                 f"`{out}` holds a checkpoint with another `{key}`", hint="choose another folder with --out"
             )
+
+
+def dimensions(config: TrainConfig, out: Path) -> Dimensions:
+    """The configured shapes, but those of the language model that is stored in `out`, where there is one."""
+    configured, file = config.model.dimensions(), out / "language_model" / "config.json"
+    if not file.is_file():
+        return configured
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    heads = stored["num_attention_heads"]
+    return replace(
+        configured,
+        vocab_size=stored["vocab_size"],
+        hidden_size=stored["hidden_size"],
+        num_hidden_layers=stored["num_hidden_layers"],
+        num_key_value_heads=stored.get("num_key_value_heads") or heads,
+        head_dim=stored.get("head_dim") or stored["hidden_size"] // heads,
+        max_position_embeddings=stored["max_position_embeddings"],
+    )
+
+
+def describe(config: TrainConfig, out: Path) -> None:
+    """Write what is known before training: cast, vocabulary, calibration stories, `checkpoint.json`."""
+    old = _stored(out)
     (out / "state").mkdir(parents=True, exist_ok=True)
     (out / "state" / ".gitignore").write_text("*\n", encoding="utf-8")
     _write_cast(out)
@@ -123,7 +149,7 @@ def describe(config: TrainConfig, out: Path) -> None:
         "created": old.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
         "data_version": data_version(),
-        "dimensions": config.model.dimensions().as_dict(),
+        "dimensions": dimensions(config, out).as_dict(),
         "stages": old.get("stages", {}),
         "command": " ".join(["storyv-lite", *sys.argv[1:]]),
         "git_revision": _git_revision(),
@@ -131,9 +157,13 @@ def describe(config: TrainConfig, out: Path) -> None:
         "sampler": _sampler(config),
         "merge_step": _merge_step(config),
         "first_frame": "char_ldm",
-        "train_config": content,
+        "train_config": as_dict(config),
     }
     write_checkpoint(out, facts)
+
+
+def _stored(out: Path) -> dict[str, Any]:
+    return read_checkpoint(out) if (out / "checkpoint.json").is_file() else {}
 
 
 def _sampler(config: TrainConfig) -> dict[str, Any]:
@@ -164,8 +194,7 @@ def _write_cast(out: Path) -> None:
     folder = out / "characters"
     folder.mkdir(parents=True, exist_ok=True)
     for who in CAST:
-        facts = {"name": who.name, "kind": who.kind, "pronoun": who.pronoun, "description": who.description}
-        write_json(folder / f"{who.name}.json", {**facts, "aliases": list(who.aliases)})
+        write_json(folder / f"{who.name}.json", character_card(who))
         portrait = Image.fromarray(draw.portrait(who.name, PORTRAIT_SIZE))
         write_atomically(folder / f"{who.name}.png", lambda new, p=portrait: p.save(new, "PNG"))  # type: ignore[misc]
 

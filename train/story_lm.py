@@ -51,7 +51,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         save_component(model, out / "language_model")
         return True
     lm = StoryLM(model, shape.image_tokens)
-    vocabulary = vocabulary_of(tokenizer, shape, rows=lm.table.shape[0])
+    vocabulary = vocabulary_of(tokenizer, shape, lm.language_model.config)
 
     def batches(step: int) -> PackedStories:
         rng = step_rng(config.seed, STAGE, step)

@@ -60,7 +60,7 @@ def test_a_caption_that_does_not_fit_is_refused_and_not_cut(texts: TextTokenizer
 
 def test_special_tokens_in_a_caption_are_plain_text(tiny_bundle: Path, texts: TextTokenizer) -> None:
     bundle = Bundle.open(tiny_bundle)
-    story = LanguageTokenizer(bundle.tokenizer("language_model"))
+    story = LanguageTokenizer(bundle.tokenizer("language_model"), bundle.model.bos_token_id)
     first_image = bundle.model.dimensions.vocab_size - bundle.model.dimensions.image_tokens
     ids = story.encode(" Caption: [IMG0] <s> </s> waves")
     assert max(ids) < first_image
@@ -77,4 +77,4 @@ def test_any_text_has_an_encoding(texts: TextTokenizer, caption: str) -> None:
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="no tokenizer"):
-        LanguageTokenizer(tmp_path / "tokenizer.json")
+        LanguageTokenizer(tmp_path / "tokenizer.json", 0)

@@ -84,7 +84,9 @@ def parts(tmp_path: Path) -> tuple[align.Batches, Aligned]:
     lm, mapper = align.build(config, folder, frozen[3], frozen[0])
     tokenizer = load_text_tokenizer(folder, config.model.text.max_position_embeddings)
     portraits = {who.name: draw.portrait(who.name, config.model.vision.image_size) for who in CAST}
-    vocabulary = vocabulary_of(load_language_tokenizer(folder), config.model.language, lm.table.shape[0])
+    vocabulary = vocabulary_of(
+        load_language_tokenizer(folder), config.model.language, lm.language_model.config
+    )
     aligned = Aligned(lm, mapper, Conditioner(*frozen[:3]), frozen[3], tokenizer, portraits)
     return align.Batches(config, vocabulary, tokenizer, portraits), aligned
 

@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import OPTConfig, OPTForCausalLM
 
 from storyv_lite.config import STAGES
 from storyv_lite.errors import ConfigError
-from storyv_lite.modeling.checkpoints import read_checkpoint
+from storyv_lite.modeling.checkpoints import read_checkpoint, save_component
+from storyv_lite.modeling.story_lm import add_image_rows
 from storyv_lite.presets import from_dict, load_config
 from storyv_lite.train import recipes
+from storyv_lite.train.language_tokenizer import vocabulary_of
 from storyv_lite.train.toonworld.cast import CAST
 
 COMPONENTS = (
@@ -104,3 +109,23 @@ def test_unknown_stages_and_devices_are_refused(tmp_path: Path) -> None:
         recipes.run("micro", ["drawing"], "cpu", tmp_path)
     with pytest.raises(ConfigError, match="device"):
         recipes.run("micro", device="abacus", out=tmp_path)
+
+
+def test_a_published_language_model_tells_its_own_sizes_and_its_begin_token(tmp_path: Path) -> None:
+    config = OPTConfig(
+        vocab_size=50, hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    model = add_image_rows(OPTForCausalLM(config), 8)
+    save_component(model, tmp_path / "language_model")
+    found = recipes.dimensions(load_config("opt-6.7b"), tmp_path)
+    assert (found.vocab_size, found.hidden_size, found.num_hidden_layers) == (58, 32, 2)
+    assert (found.num_key_value_heads, found.head_dim, found.max_position_embeddings) == (2, 16, 64)
+    vocabulary = vocabulary_of(Tokenizer(BPE()), load_config("opt-6.7b").model.language, model.config)
+    assert (vocabulary.bos_token_id, vocabulary.eos_token_id, vocabulary.first_image_token_id) == (2, 2, 50)
+
+
+def test_a_finished_run_changes_nothing_that_tells_how_it_was_made(trained: Path) -> None:
+    before = {file: file.read_bytes() for file in trained.glob("*.json*")}
+    assert recipes.run("micro", STAGES[:2], device="cpu", out=trained)
+    assert {file: file.read_bytes() for file in trained.glob("*.json*")} == before

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from storyv_lite.config import LanguageConfig, ModelConfig, StoryLMStage, TrainConfig
 from storyv_lite.modeling.checkpoints import load_component, read_checkpoint
 from storyv_lite.modeling.packing import IGNORED, Kind, Vocabulary, pack
+from storyv_lite.modeling.story_lm import build_language_model
 from storyv_lite.prompt import ImageQuery, Picture, Text
 from storyv_lite.train import story_lm
 from storyv_lite.train.language_tokenizer import TOKENIZER_FILE, train_tokenizer, vocabulary_of
@@ -42,7 +43,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
-    return vocabulary_of(tokenizer, SHAPE, SHAPE.vocab_size + SHAPE.image_tokens)
+    return vocabulary_of(tokenizer, SHAPE, build_language_model(SHAPE).config)
 
 
 def test_every_piece_has_a_row_and_the_image_tokens_are_the_last_ids(tokenizer: Tokenizer) -> None:
