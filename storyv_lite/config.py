@@ -86,8 +86,8 @@ class MapperConfig:
     """[IMG] states to conditioning: an encoder-decoder transformer with learned queries (spec C.1)."""
 
     hidden_size: int = 192
-    intermediate_size: int = 768
-    num_hidden_layers: int = 3
+    intermediate_size: int = 512
+    num_hidden_layers: int = 2
     num_attention_heads: int = 6
 
 

@@ -69,10 +69,18 @@ _INT8: Mapping[Component, QuantScheme] = {
     Component.VAE_DECODER: QuantScheme("int8", Method.STATIC, (("*/decoder.0/*", Method.WEIGHT_ONLY),)),
 }
 
+# What reads in 4 bits: the transformers of linear layers alone. What draws stays in 8.
+_READERS = (
+    Component.TEXT_ENCODER,
+    Component.CHARACTER_ENCODER,
+    Component.VISION_ENCODER,
+    Component.LANGUAGE_MODEL,
+)
+
 SCHEMES: Mapping[str, Mapping[Component, QuantScheme]] = {
     "fp32": {component: FP32 for component in _INT8},
     "int8": _INT8,
-    "int4": {**_INT8, Component.LANGUAGE_MODEL: _INT4_BLOCKS},
+    "int4": {**_INT8, **dict.fromkeys(_READERS, _INT4_BLOCKS)},
 }
 
 
