@@ -153,13 +153,13 @@ class AutoencoderStage(StageConfig):
 
 @dataclass(frozen=True)
 class ImageTextStage(StageConfig):
-    max_train_steps: int = 700
+    max_train_steps: int = 420
     train_batch_size: int = 64  # frames and single characters
 
 
 @dataclass(frozen=True)
 class StoryLMStage(StageConfig):
-    max_train_steps: int = 2000
+    max_train_steps: int = 1600
     train_batch_size: int = 24  # frames
     learning_rate: float = 1.5e-3
     sample_steps: int = 400
@@ -171,8 +171,9 @@ class StoryLMStage(StageConfig):
 
 @dataclass(frozen=True)
 class CharLDMStage(StageConfig):
-    max_train_steps: int = 10000
-    train_batch_size: int = 32
+    max_train_steps: int = 2900
+    train_batch_size: int = 24
+    learning_rate: float = 2e-3
     ema_decay: float = 0.998
     uncondition_prob: float = 0.1  # empty caption, no characters
     text_only_prob: float = 0.1  # caption without character pictures
@@ -186,7 +187,7 @@ class CharLDMStage(StageConfig):
 
 @dataclass(frozen=True)
 class AlignStage(StageConfig):
-    max_train_steps: int = 1200
+    max_train_steps: int = 850
     train_batch_size: int = 48  # frames
     sample_steps: int = 300
     checkpointing_steps: int = 200
