@@ -33,7 +33,7 @@ def finish(
         tokenizers[tokenizer] = _copy(checkpoint, folder, f"tokenizers/{tokenizer}/tokenizer.json")
     context = record.get("context") or {
         "tokens": dims.max_position_embeddings,
-        "frames": record["train_config"]["story_lm"]["max_frames"],
+        "frames": trained_frames(record["train_config"]),
     }
     manifest = {
         "name": name,
@@ -62,6 +62,12 @@ def finish(
         },
     }
     write_manifest(folder, manifest)
+
+
+def trained_frames(config: Mapping[str, Any]) -> int:
+    """The longest story that every stage which reads stories was trained on."""
+    stages = [config[stage] for stage in ("story_lm", "align") if stage in config]
+    return min(stage["max_frames"] for stage in stages if stage.get("max_train_steps", 1))
 
 
 def checkpoint_hash(checkpoint: Path) -> str:

@@ -13,10 +13,11 @@ from storyv_lite.components import Component, signature
 from storyv_lite.errors import BundleError, OutputError, ParityError
 from storyv_lite.export.assemble import export_checkpoint, newest_checkpoint
 from storyv_lite.export.capture import load_graph, save_graph
-from storyv_lite.export.manifest import checkpoint_hash
+from storyv_lite.export.manifest import checkpoint_hash, trained_frames
 from storyv_lite.export.specs import GRAPHS, build, dummy_inputs
 from storyv_lite.export.verify import compare, save_cases, verify
 from storyv_lite.modeling.checkpoints import read_checkpoint
+from storyv_lite.presets import as_dict, load_config
 from storyv_lite.quantization import plan
 
 
@@ -111,3 +112,9 @@ def test_the_newest_checkpoint_is_the_one_made_last(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "checkpoint.json").write_text(json.dumps({"schema": 1, "created": created}))
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "a"
+
+
+def test_the_context_is_no_longer_than_any_stage_was_trained_on() -> None:
+    toon, paper = (as_dict(load_config(preset)) for preset in ("toon", "opt-6.7b"))
+    assert trained_frames(toon) == min(toon["story_lm"]["max_frames"], toon["align"]["max_frames"])
+    assert trained_frames(paper) == paper["align"]["max_frames"], "its language model was trained elsewhere"
