@@ -187,7 +187,7 @@ class CharLDMStage(StageConfig):
 
 @dataclass(frozen=True)
 class AlignStage(StageConfig):
-    max_train_steps: int = 850
+    max_train_steps: int = 720
     train_batch_size: int = 48  # frames
     sample_steps: int = 300
     checkpointing_steps: int = 200
