@@ -7,6 +7,7 @@ is all that stands between that vector and the language model.
 Leaves the caption encoder, the picture encoder and the character encoder (a copy) in the checkpoint.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from storyv_lite.config import ModelConfig, TrainConfig
 from storyv_lite.modeling.checkpoints import save_component
@@ -226,9 +228,26 @@ def _character(
 
 
 def _take_pretrained(shape: ModelConfig, out: Path) -> None:
-    """Published encoders are stored as they are; both copies of the picture encoder begin equal."""
+    """Published encoders, the pixels' statistics inside; both copies of the picture encoder begin equal."""
     text_encoder = CLIPTextModel.from_pretrained(shape.text.pretrained, subfolder="text_encoder")
     save_component(text_encoder, out / "text_encoder")
     vision_encoder = CLIPVisionModelWithProjection.from_pretrained(shape.vision.pretrained)
+    fold_pixel_statistics(vision_encoder, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
     for name in ("vision_encoder", "character_encoder"):
         save_component(vision_encoder, out / name)
+
+
+@torch.no_grad()
+def fold_pixel_statistics(
+    encoder: CLIPVisionModelWithProjection, mean: Sequence[float], std: Sequence[float]
+) -> None:
+    """Let an encoder that expects (pixels - mean) / std of pixels in [0, 1] read pixels in [-1, 1] as ours do.
+
+    Patches do not overlap an edge, so what a shift adds to a patch is one vector, the same for all.
+    """
+    embeddings = encoder.vision_model.embeddings
+    weight, positions = embeddings.patch_embedding.weight, embeddings.position_embedding.weight
+    spread = weight.new_tensor(std)
+    shift = (0.5 - weight.new_tensor(mean)) / spread
+    positions[1:] += torch.einsum("ochw,c->o", weight, shift)  # the first position is no patch
+    weight.mul_(0.5 / spread[:, None, None])
