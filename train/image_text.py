@@ -241,7 +241,7 @@ def _take_pretrained(shape: ModelConfig, out: Path) -> None:
 def fold_pixel_statistics(
     encoder: CLIPVisionModelWithProjection, mean: Sequence[float], std: Sequence[float]
 ) -> None:
-    """Let an encoder that expects (pixels - mean) / std of pixels in [0, 1] read pixels in [-1, 1] as ours do.
+    """Let an encoder of (pixels - mean) / std, with pixels in [0, 1], read pixels in [-1, 1] as ours do.
 
     Patches do not overlap an edge, so what a shift adds to a patch is one vector, the same for all.
     """
