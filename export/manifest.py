@@ -67,7 +67,7 @@ def finish(
 def trained_frames(config: Mapping[str, Any]) -> int:
     """The longest story that every stage which reads stories was trained on."""
     stages = [config[stage] for stage in ("story_lm", "align") if stage in config]
-    return min(stage["max_frames"] for stage in stages if stage.get("max_train_steps", 1))
+    return min(int(stage["max_frames"]) for stage in stages if stage.get("max_train_steps", 1))
 
 
 def checkpoint_hash(checkpoint: Path) -> str:

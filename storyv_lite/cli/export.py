@@ -18,7 +18,9 @@ def export(
         Path | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder [default: the newest].")
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="8-bit integers, calibrated [default].")] = False,
-    int4: Annotated[bool, typer.Option("--int4", help="4-bit language model and encoders, the rest in 8 bits.")] = False,
+    int4: Annotated[
+        bool, typer.Option("--int4", help="4-bit language model and encoders, the rest in 8 bits.")
+    ] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="32 bits, as trained.")] = False,
     out: Annotated[
         Path | None,

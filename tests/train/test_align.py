@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,6 @@ from storyv_lite.train.language_tokenizer import load_language_tokenizer, vocabu
 from storyv_lite.train.telling import RECENT, tell, window
 from storyv_lite.train.toonworld import draw
 from storyv_lite.train.toonworld.cast import CAST
-from tests.tiny import write_tiny_checkpoint
 
 
 def tiny_config(folder: Path, **stage: object) -> TrainConfig:
@@ -75,8 +75,13 @@ def fresh_parts(folder: Path) -> None:
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> tuple[align.Batches, Aligned]:
-    folder = write_tiny_checkpoint(tmp_path / "tiny")
+def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint of its own, to be written into."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def parts(folder: Path) -> tuple[align.Batches, Aligned]:
     config = tiny_config(folder)
     names = ("text_encoder", "character_encoder", "fusion", "vision_encoder")
     frozen = [load_component(folder / name).requires_grad_(False) for name in names]
@@ -157,10 +162,10 @@ def test_a_reduced_context_keeps_introductions_and_all_antecedents_of_its_target
 
 
 def test_a_trainable_language_model_learns_and_a_frozen_one_keeps_all_but_its_image_rows(
-    tmp_path: Path,
+    tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     for trainable in (True, False):
-        folder = write_tiny_checkpoint(tmp_path / str(trainable))
+        folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / str(trainable)))
         before = load_component(folder / "language_model").state_dict()
         config = tiny_config(folder)
         language = replace(config.model.language, trainable=trainable)
@@ -176,8 +181,7 @@ def test_a_trainable_language_model_learns_and_a_frozen_one_keeps_all_but_its_im
         assert record["steps"] == 2 and record["done"]
 
 
-def test_the_report_tells_distance_and_retrieval_of_validation_stories(tmp_path: Path) -> None:
-    folder = write_tiny_checkpoint(tmp_path / "tiny")
+def test_the_report_tells_distance_and_retrieval_of_validation_stories(folder: Path) -> None:
     assert align.train(tiny_config(folder, max_train_steps=1), folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     (report,) = [line["validation"] for line in lines if "validation" in line]
@@ -186,8 +190,7 @@ def test_the_report_tells_distance_and_retrieval_of_validation_stories(tmp_path:
     assert 0 <= right <= total and total > 5
 
 
-def test_the_diffusion_loss_reaches_the_mapper_through_the_frozen_denoiser(tmp_path: Path) -> None:
-    folder = write_tiny_checkpoint(tmp_path / "tiny")
+def test_the_diffusion_loss_reaches_the_mapper_through_the_frozen_denoiser(folder: Path) -> None:
     config = tiny_config(folder, diffusion_loss_scale=1.0)
     unet = load_component(folder / "unet").requires_grad_(False)
     torch.manual_seed(0)
