@@ -1,3 +1,5 @@
+"""The story language model: packed reading, labels, the [IMG] rows."""
+
 import pytest
 import torch
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel

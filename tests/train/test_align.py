@@ -1,3 +1,5 @@
+"""Stage 2: batches, losses, what learns and what stays."""
+
 import json
 import shutil
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""The texts of stories as the language model learns them."""
+
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
