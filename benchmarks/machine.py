@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from storyv_lite import __version__
+from storyv_lite.memory import usable_cores
 
 LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tokenizers", "pillow")
 VECTOR_UNITS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
@@ -44,10 +45,6 @@ def this_machine() -> Machine:
         gpus=query_gpus("name,memory.total,driver_version"),
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     )
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions(libraries: tuple[str, ...] = LIBRARIES) -> dict[str, str]:

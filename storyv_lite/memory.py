@@ -1,4 +1,4 @@
-"""Byte sizes as people write them, and what a process has used: resident memory and device memory.
+"""Byte sizes as people write them, and what a process has: resident memory, device memory, cores.
 
 Knows the operating system's counters, no framework. Peak resident memory is `VmHWM`, read by the measured
 process itself: a child's `ru_maxrss` starts at its parent's size and so measures the parent.
@@ -84,3 +84,8 @@ def device_memory(pid: int | None = None) -> int | None:
     rows = [line.split(",") for line in answer.splitlines() if "," in line]
     used = [mebibytes.strip() for owner, mebibytes in rows if owner.strip() == str(pid or os.getpid())]
     return sum(int(mebibytes) for mebibytes in used) * 2**20 if used and all(map(str.isdigit, used)) else None
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

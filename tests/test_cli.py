@@ -109,7 +109,9 @@ def test_inspect_shows_every_component_with_its_scheme(tiny_bundle: Path) -> Non
 
 def test_doctor_says_what_this_machine_can_run() -> None:
     code, out, _ = run("doctor", "--json")
-    assert code == 0 and "onnxruntime" in out and "CPU" in json.loads(out.splitlines()[-1])["providers"]
+    answer = json.loads(out.splitlines()[-1])
+    assert code == 0 and "onnxruntime" in out and "CPU" in answer["providers"]
+    assert f"draws on {answer['device']} ({answer['reason']})" in out
 
 
 def test_data_make_writes_a_set_that_can_be_read_and_overwrites_nothing() -> None:

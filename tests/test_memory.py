@@ -1,12 +1,13 @@
 """Byte sizes in and out, and counters of this very process."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from storyv_lite.errors import ConfigError
-from storyv_lite.memory import device_memory, format_bytes, parse_bytes, resident_memory
+from storyv_lite.memory import device_memory, format_bytes, parse_bytes, resident_memory, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,14 @@ def test_the_peak_remembers_what_was_freed() -> None:
 def test_counters_that_do_not_exist_are_none_and_not_zero() -> None:
     assert resident_memory().peak != 0
     assert device_memory(pid=2**30) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_cores_are_those_this_process_may_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert usable_cores() == len(allowed)

@@ -10,7 +10,6 @@ cache is copied on every read, and two copies exist for a moment.
 
 import ctypes
 import ctypes.util
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from storyv_lite.bundle import Bundle, Variant
 from storyv_lite.components import Component, signature
 from storyv_lite.errors import BackendError, BundleError
+from storyv_lite.memory import usable_cores
 from storyv_lite.runtime.backends.base import CacheStorage, Session, Tensors
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -96,13 +96,6 @@ class OrtBackend:
                 hint="draw with `--device cpu`",
             )
         return session
-
-
-def usable_cores() -> int:
-    """Cores this process may run on, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def session_options(threads: int) -> ort.SessionOptions:

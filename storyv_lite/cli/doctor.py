@@ -1,6 +1,5 @@
 """`storyv-lite doctor`: what this machine can run, and which optional packages are there."""
 
-import os
 import platform
 from importlib import metadata
 
@@ -8,6 +7,7 @@ from storyv_lite.bundle import find_bundle
 from storyv_lite.cli.console import say, say_json
 from storyv_lite.cli.options import JsonOption
 from storyv_lite.errors import BundleError
+from storyv_lite.memory import usable_cores
 
 OPTIONAL = (
     "torch",
@@ -25,11 +25,15 @@ def doctor(as_json: JsonOption = False) -> None:
     """Show what this machine can run."""
     import onnxruntime
 
+    from storyv_lite.runtime.backends import open_backend
+
     python, system = platform.python_version(), f"{platform.system()} {platform.machine()}"
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     versions = {name: _version(name) for name in OPTIONAL}
-    say(f"python {python}, {system}, {os.cpu_count()} cores")
+    say(f"python {python}, {system}, {usable_cores()} cores")
     say(f"onnxruntime {onnxruntime.__version__}, built with {', '.join(providers)}")
+    backend = open_backend("auto")
+    say(f"draws on {backend.device} ({backend.reason}), {backend.threads} threads")
     for name, version in versions.items():
         say(f"{name}: {version or 'not installed'}")
     if not versions["torch"]:
@@ -40,7 +44,8 @@ def doctor(as_json: JsonOption = False) -> None:
     except BundleError as fault:
         say(f"bundle: {fault.message}")
     if as_json:
-        say_json({"python": python, "system": system, "providers": providers, "optional": versions})
+        chosen = {"device": backend.device, "reason": backend.reason}
+        say_json({"python": python, "system": system, "providers": providers, **chosen, "optional": versions})
 
 
 def _version(package: str) -> str | None:
