@@ -20,7 +20,7 @@ from PIL import Image
 
 from storyv_lite.components import Dimensions
 from storyv_lite.config import STAGES, TrainConfig
-from storyv_lite.errors import BackendError, ConfigError
+from storyv_lite.errors import BackendError, ConfigError, OutputError
 from storyv_lite.modeling.checkpoints import (
     read_checkpoint,
     record_stage,
@@ -72,6 +72,7 @@ def run(
     refuse_other_model(config, out)
     if all(is_done(config, out, stage) for stage in stages):
         return True
+    print(f"device: {place}{' (the best there is)' if device == 'auto' else ''}", file=sys.stderr)
     describe(config, out)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     for stage in (stage for stage in STAGES if stage in stages):
@@ -136,10 +137,19 @@ def dimensions(config: TrainConfig, out: Path) -> Dimensions:
 
 
 def describe(config: TrainConfig, out: Path) -> None:
-    """Write what is known before training: cast, vocabulary, calibration stories, `checkpoint.json`."""
+    """Write what is known before training: cast, vocabulary, calibration stories, `checkpoint.json`.
+
+    Raises `OutputError` when `out` cannot be written.
+    """
     old = _stored(out)
-    (out / "state").mkdir(parents=True, exist_ok=True)
-    (out / "state" / ".gitignore").write_text("*\n", encoding="utf-8")
+    try:
+        (out / "state").mkdir(parents=True, exist_ok=True)
+        (out / "state" / ".gitignore").write_text("*\n", encoding="utf-8")
+    except OSError as fault:
+        reason = (fault.strerror or str(fault)).lower()
+        raise OutputError(
+            f"`{out}` cannot be written: {reason}", hint="choose another folder with --out"
+        ) from fault
     _write_cast(out)
     write_json(out / "vocabulary.json", corpus.vocabulary())
     lines = "".join(json.dumps(_calibration(config.seed, i)) + "\n" for i in range(CALIBRATION_STORIES))

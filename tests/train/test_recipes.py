@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tokenizers.models import BPE
 from transformers import OPTConfig, OPTForCausalLM
 
 from storyv_lite.config import STAGES
-from storyv_lite.errors import ConfigError
+from storyv_lite.errors import ConfigError, OutputError
 from storyv_lite.modeling.checkpoints import read_checkpoint, save_component
 from storyv_lite.modeling.story_lm import add_image_rows
 from storyv_lite.presets import from_dict, load_config
@@ -129,3 +130,9 @@ def test_a_finished_run_changes_nothing_that_tells_how_it_was_made(trained: Path
     before = {file: file.read_bytes() for file in trained.glob("*.json*")}
     assert recipes.run("micro", STAGES[:2], device="cpu", out=trained)
     assert {file: file.read_bytes() for file in trained.glob("*.json*")} == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a place where nobody may write")
+def test_a_place_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        recipes.run("micro", device="cpu", out=Path("/proc/checkpoint"))
