@@ -187,8 +187,9 @@ class CharLDMStage(StageConfig):
 
 @dataclass(frozen=True)
 class AlignStage(StageConfig):
-    max_train_steps: int = 720
+    max_train_steps: int = 760
     train_batch_size: int = 48  # frames
+    learning_rate: float = 2e-3
     sample_steps: int = 300
     checkpointing_steps: int = 200
     min_frames: int = 2
@@ -197,6 +198,7 @@ class AlignStage(StageConfig):
     validation_stories: int = 24  # what a sample step measures
     ce_loss_scale: float = 0.5
     gen_loss_scale: float = 1.0
+    contrast_loss_scale: float = 1.0  # find the own target among the batch's (not in the paper)
     diffusion_loss_scale: float = 0.0  # the official second trainer's objective, through the frozen UNet
 
 

@@ -1,10 +1,11 @@
 """Recipe: stage 2 of StoryGPT-V. The language model's [IMG] states become what Char-LDM is conditioned on.
 
 Inputs are stories with references and their true pictures; the target of every frame is the fused embedding
-of its caption in full words (specification C.3, first trainer: L2 norm per token, plus cross-entropy). All
-frames of a story are targets of one pass. The paper freezes its 7B model; ours is small and learns on, which
-`model.language.trainable` says. What differs besides: pictures are sometimes noisy, wrong or missing, because
-the runtime feeds back its own, and long stories are sometimes read in the reduced context of bounded memory.
+of its caption in full words (specification C.3, first trainer: L2 norm per token, plus cross-entropy), told
+apart from the other targets of the batch. All frames of a story are targets of one pass. The paper freezes
+its 7B model; ours is small and learns on, which `model.language.trainable` says. What differs besides:
+pictures are sometimes noisy, wrong or missing, because the runtime feeds back its own, and long stories are
+sometimes read in the reduced context of bounded memory.
 """
 
 import json
@@ -42,9 +43,10 @@ from storyv_lite.train.toonworld.cast import CAST
 
 STAGE = "align"
 ORIGINAL_CAPTION = 0.3  # share of captions that leave nothing out
-LANGUAGE_LEARNING_RATE = 0.3  # part of the learning rate for a language model that has already learned
+LANGUAGE_LEARNING_RATE = 0.5  # part of the learning rate for a language model that has already learned
 NO_PICTURE, WRONG_PICTURE = 0.1, 0.05  # shares of pictures that are missing, or another frame's
 PICTURE_NOISE = 0.2  # most noise on a picture's vector, in its own spread
+CONTRAST_SHARPNESS = 20.0  # inverse temperature
 LONG_FROM = 0.4  # part of the steps after which stories have their full length
 
 
@@ -178,10 +180,24 @@ def losses(
         "language": lm.language_loss(hidden, batch.stories).mean(),
     }
     loss = settings.gen_loss_scale * parts["alignment"] + settings.ce_loss_scale * parts["language"]
+    if settings.contrast_loss_scale:
+        parts["contrast"] = contrast(predicted, target)
+        loss = loss + settings.contrast_loss_scale * parts["contrast"]
     if denoising is not None:
         parts["denoising"] = denoising(predicted, batch.frames)
         loss = loss + settings.diffusion_loss_scale * parts["denoising"]
     return {"loss": loss, **parts}
+
+
+def contrast(predicted: Tensor, target: Tensor) -> Tensor:
+    """How badly each prediction (N,T,C) finds its own target among those of the batch: cross-entropy.
+
+    What all captions share is most of an embedding and is taken off first: who is shown is the rest.
+    """
+    shared = target.mean(0)
+    mine, theirs = (nn.functional.normalize((x - shared).flatten(1), dim=1) for x in (predicted, target))
+    own = torch.arange(len(mine), device=mine.device)
+    return nn.functional.cross_entropy(CONTRAST_SHARPNESS * mine @ theirs.T, own)
 
 
 def build(
