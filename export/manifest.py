@@ -6,6 +6,7 @@ Knows the manifest's fields and where a checkpoint keeps them; not how a compone
 import hashlib
 import importlib.metadata
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from storyv_lite import __version__
 from storyv_lite.bundle import Variant, component_entry, file_entry, hash_file, write_manifest
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.errors import BundleError
@@ -113,13 +115,14 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _command() -> str:
-    """The command line without the folder the program lies in."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command line, without the folder the program lies in."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["storyv-lite" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def _versions() -> dict[str, str]:
-    names = ("storyv-lite", "torch", "transformers", "diffusers", "onnx", "onnxruntime-gpu", "onnxruntime")
-    found = {}
+    names = ("torch", "transformers", "diffusers", "onnx", "onnxruntime-gpu", "onnxruntime")
+    found = {"storyv-lite": __version__}
     for name in names:
         try:
             found[name] = importlib.metadata.version(name)
