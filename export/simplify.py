@@ -17,6 +17,8 @@ from onnx import numpy_helper
 from storyv_lite.components import Signature
 from storyv_lite.export.specs import dummy_inputs
 
+NAMED = ("Conv", "MatMul", "Gemm", "Gather", "MatMulNBits")  # nodes with weights keep their module path
+
 
 def simplify(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto:
     """The traced graph of a component with this signature, folded and settled."""
@@ -26,7 +28,9 @@ def simplify(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto:
 
 
 def shorten(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Number the inner tensors: their names repeat on every edge what node names tell already."""
+    """Number the inner tensors and let only layers keep their names: paths on every edge and node weigh more
+    than the nodes themselves.
+    """
     graph = model.graph
     fixed = {value.name for value in (*graph.input, *graph.output)} | {""}
     inner = [*(tensor.name for tensor in graph.initializer), *(o for node in graph.node for o in node.output)]
@@ -36,6 +40,8 @@ def shorten(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         node.input[:] = [short.get(name, name) for name in node.input]
         node.output[:] = [short.get(name, name) for name in node.output]
+        if node.op_type not in NAMED:
+            node.name = ""
     return model
 
 

@@ -15,7 +15,7 @@ from storyv_lite.components import Component, Dimensions, Signature, signature
 from storyv_lite.errors import ConfigError, ParityError
 from storyv_lite.export.capture import DATA, GRAPH, capture, check_signature, load_graph, save_graph
 from storyv_lite.export.graphs import llama_graph
-from storyv_lite.export.simplify import shorten
+from storyv_lite.export.simplify import NAMED, shorten
 from storyv_lite.export.specs import GRAPHS, LanguageModel, build, dummy_inputs
 
 
@@ -49,6 +49,12 @@ def test_graphs_carry_no_metadata_and_no_docs(tiny_bundle: Path) -> None:
         model = load_graph(tiny_bundle / component)
         assert not model.metadata_props and not model.doc_string
         assert not [node for node in model.graph.node if node.metadata_props or node.doc_string]
+
+
+def test_layers_keep_their_module_path_and_nothing_else_is_named(tiny_bundle: Path) -> None:
+    nodes = load_graph(tiny_bundle / Component.UNET).graph.node
+    assert all(node.name.startswith("/unet/") for node in nodes if node.op_type == "Conv")
+    assert not [node.name for node in nodes if node.op_type not in NAMED and node.name]
 
 
 def test_a_different_signature_is_refused(tiny_bundle: Path) -> None:
