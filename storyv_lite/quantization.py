@@ -75,6 +75,7 @@ _READERS = (
     Component.CHARACTER_ENCODER,
     Component.VISION_ENCODER,
     Component.LANGUAGE_MODEL,
+    Component.MAPPER,
 )
 
 SCHEMES: Mapping[str, Mapping[Component, QuantScheme]] = {

@@ -19,7 +19,7 @@ def export(
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="8-bit integers, calibrated [default].")] = False,
     int4: Annotated[
-        bool, typer.Option("--int4", help="4-bit language model and encoders, the rest in 8 bits.")
+        bool, typer.Option("--int4", help="4 bits where it reads, 8 bits where it draws.")
     ] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="32 bits, as trained.")] = False,
     out: Annotated[
