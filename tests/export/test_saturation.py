@@ -29,6 +29,8 @@ from storyv_lite.story import Story
 
 ROOT = Path(__file__).parents[2]
 STORY = "Milo is waving in the meadow. He is jumping with a ball."
+# Two stories of one frame: pictures fed back into a story make the roundings of another processor large.
+ALONE = ("Milo is waving in the meadow.", "Luna is jumping on the beach with a ball.")
 COLUMNS = 48  # positions of a convolution, or rows of a product, that are added up per layer and call
 EMULATOR = shutil.which("qemu-x86_64")
 DRAW = f"""
@@ -36,7 +38,8 @@ import sys, numpy as np
 from storyv_lite.runtime.pipeline import StoryPipeline
 from storyv_lite.story import Story
 pipeline = StoryPipeline.from_bundle(sys.argv[1], "cpu", threads=1)
-np.save(sys.argv[2], [frame.image for frame in pipeline.draw(Story.from_text({STORY!r}), seed=1)])
+stories = [Story.from_text(text) for text in {ALONE!r}]
+np.save(sys.argv[2], [frame.image for story in stories for frame in pipeline.draw(story, seed=1)])
 """
 
 
