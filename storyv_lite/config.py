@@ -182,6 +182,7 @@ class CharLDMStage(StageConfig):
     snr_gamma: float = 5.0  # min-SNR weighting; 0 switches it off
     train_text_encoder: bool = True  # the paper freezes CLIP; ours has seen little and learns on
     trainable_vision_layers: int = 2  # last layers of the character encoder that learn
+    unet_only: bool = False  # everything else stays, so that `align` may begin in a copy of the checkpoint
     processes: int = 1  # that share every batch, one thread each; 2 is faster than 2 threads on a small CPU
 
 

@@ -1,7 +1,7 @@
 """Recipe: stage 2 of StoryGPT-V. The language model's [IMG] states become what Char-LDM is conditioned on.
 
 Inputs are stories with references and their true pictures; the target of every frame is the fused embedding
-of its caption in full words (specification C.3, first trainer: L2 norm per token, plus cross-entropy), told
+of its plain caption (specification C.3, first trainer: L2 norm per token, plus cross-entropy), told
 apart from the other targets of the batch. All frames of a story are targets of one pass. The paper freezes
 its 7B model; ours is small and learns on, which `model.language.trainable` says. What differs besides:
 pictures are sometimes noisy, wrong or missing, because the runtime feeds back its own, and long stories are

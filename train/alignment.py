@@ -1,13 +1,12 @@
 """How well the predicted conditioning matches what it stands for, on validation stories with true pictures.
 
-Distances say little by themselves, so the main figure is retrieval: among the caption in full words and its
-copies with one name exchanged, is the right one nearest? Knows nothing about how the networks were trained.
+Distances say little by themselves, so the main figure is retrieval: among the plain caption and those with
+one character exchanged, is the right one nearest? Knows nothing about how the networks were trained.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,8 @@ from storyv_lite.runtime.tokenizer import TextTokenizer
 from storyv_lite.train.conditioning import Conditioner, Pixels, with_portraits
 from storyv_lite.train.resolution import reference_keys
 from storyv_lite.train.telling import Telling, tell
+from storyv_lite.train.toonworld.captions import plain, says_position
+from storyv_lite.train.toonworld.scene import Scene
 from storyv_lite.train.toonworld.splits import story_seed
 
 FRAMES, TOGETHER = 8, 4  # of a validation story; stories at a time
@@ -84,17 +85,19 @@ def _retrieve(
     counts: dict[str, list[int]],
     device: str,
 ) -> None:
-    """Compare one prediction (T, C) with its caption and every exchange of one name."""
-    caption = telling.spelled[frame]
+    """Compare one prediction (T, C) with its plain caption and every exchange of one character."""
+    scene, placed = telling.scenes[frame], says_position(telling.reference[frame])
     for name in telling.names[frame]:
         others = [other for other in aligned.portraits if other not in telling.names[frame]]
-        rivals = [exchange(caption, name, other) for other in others]
-        distances = (aligned.conditioning([caption, *rivals], device) - predicted).norm(dim=-1).mean(-1)
+        cast = [name, *others]
+        captions = [plain(exchange(scene, name, other), placed) for other in cast]
+        distances = (aligned.conditioning(captions, device) - predicted).norm(dim=-1).mean(-1)
         for key in reference_keys(telling, frame, name):
             counts[key][0] += int(distances.argmin() == 0)
             counts[key][1] += 1
 
 
-def exchange(caption: str, name: str, other: str) -> str:
-    """`caption` with one character's name in place of another's."""
-    return re.sub(rf"\b{name}\b", other, caption, flags=re.IGNORECASE)
+def exchange(scene: Scene, name: str, other: str) -> Scene:
+    """`scene` with one character in place of another."""
+    actors = (replace(actor, name=other) if actor.name == name else actor for actor in scene.actors)
+    return replace(scene, actors=tuple(actors))

@@ -41,11 +41,12 @@ from storyv_lite.train.data import FrameSet
 from storyv_lite.train.latents import LatentSet
 from storyv_lite.train.loop import parameter_groups, precision, run_stage, seed_step, step_rng
 from storyv_lite.train.parallel import GradientHelpers
-from storyv_lite.train.toonworld import draw
+from storyv_lite.train.toonworld import captions, draw
 from storyv_lite.train.toonworld.cast import CAST
 
 STAGE = "char_ldm"
 PORTRAIT_PROB = 0.5  # a character's picture is its portrait, else a crop of the frame itself
+PLAIN_CAPTION = 0.5  # share of captions in the plain words that stage 2 aims at
 TEXT_LEARNING_RATE = 0.3  # part of the learning rate that the caption encoder learns with
 MASK_SIZE = 64
 NAMES = tuple(who.name for who in CAST)
@@ -81,7 +82,7 @@ class Batches:
         tokens, chosen, masks = [], [], []
         for row, index in enumerate(indices.tolist()):
             kind = condition(rng, settings)
-            caption = "" if kind == "empty" else self.frames.caption(index, rng)
+            caption = "" if kind == "empty" else self.caption(index, rng)
             actors = {actor.name: i for i, actor in enumerate(self.frames.scenes[index].actors)}
             names = actors if kind == "characters" else {}
             encoded = self.tokenizer.encode(caption, names)
@@ -101,6 +102,11 @@ class Batches:
         inputs = collate(tokens, pictures, chosen)
         empty = torch.zeros(0, MASK_SIZE, MASK_SIZE)
         return Batch(self.latents(indices), inputs, torch.stack(masks) if masks else empty)
+
+    def caption(self, index: int, rng: np.random.Generator) -> str:
+        if rng.random() < PLAIN_CAPTION:
+            return captions.plain(self.frames.scenes[index], placed=rng.random() < 0.5)
+        return self.frames.caption(index, rng)
 
 
 @dataclass(frozen=True)
@@ -217,10 +223,14 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
 
 def _build_conditioner(config: TrainConfig, out: Path) -> Conditioner:
     """Encoders as earlier stages left them; of the character encoder only the last layers learn."""
-    for name in ("text_encoder", "vision_encoder"):
-        if not has_component(out / name):
-            raise BundleError(f"`{out / name}` is missing", hint="storyv-lite train --stage image_text")
     settings = config.char_ldm
+    names = ("text_encoder", "character_encoder", "fusion")
+    for name in names if settings.unet_only else ("text_encoder", "vision_encoder"):
+        if not has_component(out / name):
+            stage = STAGE if settings.unet_only else "image_text"
+            raise BundleError(f"`{out / name}` is missing", hint=f"storyv-lite train --stage {stage}")
+    if settings.unet_only:
+        return Conditioner(*(load_component(out / name).requires_grad_(False) for name in names))
     text_encoder = load_component(out / "text_encoder").requires_grad_(settings.train_text_encoder)
     character_encoder = load_component(out / "vision_encoder").requires_grad_(False)
     layers: nn.ModuleList = character_encoder.vision_model.encoder.layers  # type: ignore[assignment, union-attr]

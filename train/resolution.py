@@ -1,7 +1,7 @@
 """How well a story language model resolves references: which names it writes where the caption says "she".
 
-Measured on validation stories, teacher-forced: at each name of the spelled-out caption that the caption
-itself does not hold, is the name the most likely next piece? Knows neither pictures nor training.
+Measured on validation stories, teacher-forced: at each name of the plain caption that the caption itself
+does not hold, is the name the most likely next piece? Knows neither pictures nor training.
 """
 
 from collections import defaultdict
@@ -69,8 +69,8 @@ def _measure(
 
 def _frames(telling: Telling) -> list[PackedFrame]:
     return [
-        PackedFrame(query(reference), text_history(reference), f" {spelled}")
-        for reference, spelled in zip(telling.reference, telling.spelled, strict=True)
+        PackedFrame(query(reference), text_history(reference), f" {plain}")
+        for reference, plain in zip(telling.reference, telling.plain, strict=True)
     ]
 
 

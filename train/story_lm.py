@@ -1,8 +1,8 @@
 """Recipe: the story language model, from nothing, on the texts of stories. It learns to resolve references.
 
-The idea: in this stage a picture is spelled out. Where a picture's visual tokens will stand, the caption with
-every name and place written out stands, or nothing does; and after a frame's [IMG] tokens, where later the
-picture is drawn, the model has to write that full caption. So it knows who "she" is before it
+The idea: in this stage a picture is spelled out. Where a picture's visual tokens will stand, the plain caption
+(captions.plain: every fact in its fixed place) stands, or nothing does; and after a frame's [IMG] tokens, where
+later the picture is drawn, the model has to write that plain caption. So it knows who "she" is before it
 ever sees a picture. In part of the steps the answer sees nothing but the [IMG] tokens: they learn to carry
 what a mapper will read out of them in `align`.
 Stories are packed (modeling/packing.py): one pass trains every frame of a story.
@@ -98,7 +98,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
 
 
 def spelled_out(telling: Telling, rng: np.random.Generator, drop_prob: float) -> list[PackedFrame]:
-    """A story without pictures: answers are full captions, and so are some of the picture slots."""
+    """A story without pictures: answers are plain captions, and so are some of the picture slots."""
     spelled = rng.random() < SPELLED_PICTURES
     frames, last = [], len(telling) - 1
     for frame, target in window(telling.names, rng, drop_prob):

@@ -18,12 +18,12 @@ RECENT = WINDOW + 1  # frames that a reduced context keeps before a target: no r
 
 @dataclass(frozen=True)
 class Telling:
-    """One story; `spelled` writes out what `reference` leaves to the reader; `names` are those shown."""
+    """One story; `plain` says in fixed words what `reference` tells a reader; `names` are those shown."""
 
     seed: int
     reference: tuple[str, ...]
     original: tuple[str, ...]
-    spelled: tuple[str, ...]
+    plain: tuple[str, ...]
     names: tuple[tuple[str, ...], ...]
     scenes: tuple[Scene, ...]
 
@@ -35,7 +35,7 @@ def tell(seed: int, frames: int, split: str) -> Telling:
     """The texts of one toon story."""
     story = sample_story(seed, frames, split)
     columns = zip(
-        *((f.reference, f.original, f.spelled, f.names, f.scene) for f in story.frames), strict=True
+        *((f.reference, f.original, f.plain, f.names, f.scene) for f in story.frames), strict=True
     )
     return Telling(story.seed, *columns)
 
@@ -69,7 +69,6 @@ def window(
 
 
 def told(telling: Telling, frame: int, rng: np.random.Generator, original_prob: float) -> tuple[str, str]:
-    """A caption as a reader gets it, and what it says with everything written out."""
-    if rng.random() < original_prob:
-        return telling.original[frame], telling.original[frame]
-    return telling.reference[frame], telling.spelled[frame]
+    """A caption as a reader gets it, and in plain words what it says."""
+    original = rng.random() < original_prob
+    return telling.original[frame] if original else telling.reference[frame], telling.plain[frame]

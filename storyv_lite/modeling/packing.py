@@ -26,7 +26,7 @@ class Kind(IntEnum):
     TEXT = 0
     PICTURE = 1  # one visual token
     IMAGE = 2  # one [IMG] token
-    ANSWER = 3  # the caption in full words that follows the [IMG] tokens while the language model learns
+    ANSWER = 3  # the plain caption that follows the [IMG] tokens while the language model learns
     PADDING = 4
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from storyv_lite.train.toonworld.cast import member
+from storyv_lite.train.toonworld.cast import CAST, HELD_OUT, member
 from storyv_lite.train.toonworld.phrases import (
     APART,
     APART_AT,
@@ -44,7 +44,7 @@ from storyv_lite.train.toonworld.phrases import (
     TO,
     plural,
 )
-from storyv_lite.train.toonworld.scene import Actor, Scene
+from storyv_lite.train.toonworld.scene import POSITIONS, Actor, Scene
 
 MAX_WORDS = 28
 MOVES: Mapping[str, Mapping[str, tuple[str, ...]]] = {"go": GOES, "come": COMES, "return": RETURNS}
@@ -117,6 +117,25 @@ def spell_where(where: Where) -> str:
 
 def spell_what(what: What) -> str:
     return THING[what.prop]
+
+
+def plain(scene: Scene, placed: bool) -> str:
+    """The one wording in which every fact has its own place: no two scenes differ in more than their words.
+
+    Characters stand in the order of the cast. `placed` says left, middle or right; else that is left open.
+    """
+    order = [who.name for who in CAST + HELD_OUT]
+    clauses = [
+        f"{actor.name.capitalize()} {actor.action} {actor.position if placed else 'there'} "
+        f"with {THING[actor.prop] if actor.prop else 'still hands'}"
+        for actor in sorted(scene.actors, key=lambda actor: order.index(actor.name))
+    ]
+    return ", ".join([*clauses, IN[scene.place][0]]) + "."
+
+
+def says_position(text: str) -> bool:
+    """Whether a caption tells who stands left, in the middle or right."""
+    return not set(POSITIONS).isdisjoint(re.findall("[a-z]+", text.lower()))
 
 
 def mentions(sentence: Sentence) -> tuple[Who, ...]:

@@ -26,7 +26,6 @@ from storyv_lite.train.toonworld.captions import (
     spell_who,
 )
 from storyv_lite.train.toonworld.cast import CAST, HELD_OUT, member
-from storyv_lite.train.toonworld.phrases import IN
 from storyv_lite.train.toonworld.scene import Scene
 
 WINDOW = 5
@@ -104,25 +103,6 @@ def refer(
             word = part
         words.append(word)
     return tuple(words), furthest
-
-
-def spell_out(sentence: Sentence, reference: Sentence, scene: Scene) -> Sentence:
-    """What `reference` (see `refer`) says, complete again: in its order, the rest in the plainest words.
-
-    Unlike `sentence` it is a function of the reference text and the story, so it can be learned exactly.
-    """
-    words: list[Part] = []
-    place = ""
-    for part, word in zip(sentence, reference, strict=True):
-        if isinstance(part, Who):
-            words.append(spell_who(Who(part.names, part.case)))
-        elif isinstance(part, Where) and word == "":
-            place = IN[scene.place][0]
-        elif isinstance(part, Where) and word == "there":
-            words.append(IN[scene.place][0])
-        else:
-            words.append(part)
-    return *words, place
 
 
 def _who(

@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Any
 
 from storyv_lite.errors import ConfigError
-from storyv_lite.train.toonworld.captions import compose, say
+from storyv_lite.train.toonworld.captions import compose, plain, say, says_position
 from storyv_lite.train.toonworld.cast import CAST, member
 from storyv_lite.train.toonworld.phrases import OPENERS
 from storyv_lite.train.toonworld.references import (
@@ -22,7 +22,6 @@ from storyv_lite.train.toonworld.references import (
     names_of,
     refer,
     resolve,
-    spell_out,
 )
 from storyv_lite.train.toonworld.scene import ACTIONS, PLACES, PROPS, Actor, Scene
 from storyv_lite.train.toonworld.splits import inside, seeds
@@ -34,7 +33,7 @@ MAX_FRAMES = 1000
 class StoryFrame:
     """One frame: its truth, its two texts of the same wording, and what makes the second one hard.
 
-    `spelled` is the reference text with its references written out: what can be known of `original`.
+    `plain` says in fixed words what can be known of the scene from the story so far (captions.plain).
     `names` are the characters shown, left to right. `nameless`: the reference text holds no name and no kind
     word. `antecedent_distance`: frames back to the furthest antecedent, 0 without a pronoun.
     `competing`: some other pronoun would have denoted somebody else of the story.
@@ -43,7 +42,7 @@ class StoryFrame:
     scene: Scene
     original: str
     reference: str
-    spelled: str
+    plain: str
     names: tuple[str, ...]
     nameless: bool
     antecedent_distance: int
@@ -117,7 +116,7 @@ class _Teller:
             scene,
             say(sentence),
             text,
-            say(spell_out(sentence, reference, scene)),
+            plain(scene, says_position(text)),
             names,
             is_nameless(text),
             far,
