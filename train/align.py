@@ -43,7 +43,8 @@ from storyv_lite.train.toonworld.cast import CAST
 
 STAGE = "align"
 ORIGINAL_CAPTION = 0.3  # share of captions that leave nothing out
-LANGUAGE_LEARNING_RATE = 0.5  # part of the learning rate for a language model that has already learned
+END_WEIGHT = 0.25  # of each end token that fills a caption up, beside its words
+LANGUAGE_LEARNING_RATE = 0.3  # part of the learning rate for a language model that has already learned
 NO_PICTURE, WRONG_PICTURE = 0.1, 0.05  # shares of pictures that are missing, or another frame's
 PICTURE_NOISE = 0.2  # most noise on a picture's vector, in its own spread
 CONTRAST_SHARPNESS = 20.0  # inverse temperature
@@ -175,13 +176,14 @@ def losses(
         target = aligned.conditioner(batch.targets).float()
     hidden = lm(batch.stories, pooled)
     predicted = aligned.mapper(lm.image_states(hidden, batch.stories)).float()
+    weights = token_weights(batch.targets.input_ids)
     parts = {
-        "alignment": (predicted - target).norm(dim=-1).mean(),
+        "alignment": ((predicted - target).norm(dim=-1) * weights).sum(1).mean(),
         "language": lm.language_loss(hidden, batch.stories).mean(),
     }
     loss = settings.gen_loss_scale * parts["alignment"] + settings.ce_loss_scale * parts["language"]
     if settings.contrast_loss_scale:
-        parts["contrast"] = contrast(predicted, target)
+        parts["contrast"] = contrast(predicted, target, weights)
         loss = loss + settings.contrast_loss_scale * parts["contrast"]
     if denoising is not None:
         parts["denoising"] = denoising(predicted, batch.frames)
@@ -189,13 +191,27 @@ def losses(
     return {"loss": loss, **parts}
 
 
-def contrast(predicted: Tensor, target: Tensor) -> Tensor:
+def token_weights(input_ids: Tensor) -> Tensor:
+    """What each position of captions (N,T) weighs in the loss; the weights of a caption add up to one.
+
+    Two thirds of a caption's positions are end tokens that repeat one another: its words count for more.
+    """
+    ends = input_ids == input_ids[:, -1:]
+    repeated = ends & ends.roll(1, dims=1)
+    weights = torch.where(repeated, END_WEIGHT, 1.0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def contrast(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """How badly each prediction (N,T,C) finds its own target among those of the batch: cross-entropy.
 
     What all captions share is most of an embedding and is taken off first: who is shown is the rest.
     """
     shared = target.mean(0)
-    mine, theirs = (nn.functional.normalize((x - shared).flatten(1), dim=1) for x in (predicted, target))
+    scale = weights.sqrt()[..., None]
+    mine, theirs = (
+        nn.functional.normalize(((x - shared) * scale).flatten(1), dim=1) for x in (predicted, target)
+    )
     own = torch.arange(len(mine), device=mine.device)
     return nn.functional.cross_entropy(CONTRAST_SHARPNESS * mine @ theirs.T, own)
 

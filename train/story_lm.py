@@ -1,10 +1,10 @@
 """Recipe: the story language model, from nothing, on the texts of stories. It learns to resolve references.
 
-The idea: in this stage a picture is spelled out. Where a picture's visual tokens will stand, the plain caption
-(captions.plain: every fact in its fixed place) stands, or nothing does; and after a frame's [IMG] tokens, where
-later the picture is drawn, the model has to write that plain caption. So it knows who "she" is before it
-ever sees a picture. In part of the steps the answer sees nothing but the [IMG] tokens: they learn to carry
-what a mapper will read out of them in `align`.
+The idea: in this stage a picture is spelled out. Where a picture's visual tokens will stand, the plain
+caption (captions.plain: every fact in its fixed place) stands, or nothing does; and after a frame's [IMG]
+tokens, where later the picture is drawn, the model has to write that plain caption. So it knows who "she" is
+before it ever sees a picture. In part of the steps the answer sees nothing but the [IMG] tokens: they learn
+to carry what a mapper will read out of them in `align`.
 Stories are packed (modeling/packing.py): one pass trains every frame of a story.
 """
 

@@ -34,9 +34,7 @@ class Telling:
 def tell(seed: int, frames: int, split: str) -> Telling:
     """The texts of one toon story."""
     story = sample_story(seed, frames, split)
-    columns = zip(
-        *((f.reference, f.original, f.plain, f.names, f.scene) for f in story.frames), strict=True
-    )
+    columns = zip(*((f.reference, f.original, f.plain, f.names, f.scene) for f in story.frames), strict=True)
     return Telling(story.seed, *columns)
 
 

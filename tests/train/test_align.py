@@ -31,6 +31,7 @@ from storyv_lite.train.language_tokenizer import load_language_tokenizer, vocabu
 from storyv_lite.train.telling import RECENT, tell, window
 from storyv_lite.train.toonworld import draw
 from storyv_lite.train.toonworld.cast import CAST
+from storyv_lite.train.toonworld.scene import Actor, Scene
 
 
 def tiny_config(folder: Path, **stage: object) -> TrainConfig:
@@ -125,14 +126,14 @@ def test_every_frame_is_a_target_and_every_finished_frame_a_picture(
     assert int((batch.stories.kinds == Kind.IMAGE).sum()) == 8 * shape.image_tokens
 
 
-def test_the_target_is_the_fused_embedding_of_the_caption_in_full_words(
+def test_the_target_is_the_fused_embedding_of_the_plain_caption(
     parts: tuple[align.Batches, Aligned],
 ) -> None:
     batches, aligned = parts
     telling = tell(5, 4, "train")
     batch = batches.of([telling], np.random.default_rng(0), 0.0, 0.0)
-    assert telling.reference[1] != telling.spelled[1]
-    expected = aligned.conditioning(list(telling.spelled), "cpu")
+    assert telling.reference[1] != telling.plain[1]
+    expected = aligned.conditioning(list(telling.plain), "cpu")
     torch.testing.assert_close(aligned.conditioner(batch.targets), expected)
 
 
@@ -204,8 +205,10 @@ def test_the_diffusion_loss_reaches_the_mapper_through_the_frozen_denoiser(folde
     assert align.train(config, folder)
 
 
-def test_a_name_is_exchanged_as_a_whole_word_in_any_case() -> None:
-    assert exchange("Milo waves to milo at Milos.", "milo", "luna") == "luna waves to luna at Milos."
+def test_an_exchanged_character_does_what_the_other_did() -> None:
+    scene = Scene("snow", (Actor("milo", "waving", "ball", "left"), Actor("luna", "sitting")), 7)
+    actors = (Actor("rex", "waving", "ball", "left"), Actor("luna", "sitting"))
+    assert exchange(scene, "milo", "rex") == Scene("snow", actors, 7)
 
 
 def test_a_missing_stage_is_named(tmp_path: Path) -> None:
