@@ -179,7 +179,7 @@ class CharLDMStage(StageConfig):
     text_only_prob: float = 0.1  # caption without character pictures
     reg_weight: float = 0.01  # cross-attention supervision by masks (paper: 1e-3)
     mask_loss_prob: float = 0.0  # share of steps whose loss sees characters only (official code: 0.3)
-    snr_gamma: float = 5.0  # min-SNR weighting; 0 switches it off
+    snr_gamma: float = 5.0  # caps the loss weight (schedule.min_snr_weights); 0: no weights
     train_text_encoder: bool = True  # the paper freezes CLIP; ours has seen little and learns on
     trainable_vision_layers: int = 2  # last layers of the character encoder that learn
     unet_only: bool = False  # everything else stays, so that `align` may begin in a copy of the checkpoint

@@ -45,7 +45,7 @@ from storyv_lite.train.toonworld import captions, draw
 from storyv_lite.train.toonworld.cast import CAST
 
 STAGE = "char_ldm"
-PORTRAIT_PROB = 0.5  # a character's picture is its portrait, else a crop of the frame itself
+PORTRAIT_PROB = 0.5  # a character's picture is its portrait, else a crop that the encoder learns from
 PLAIN_CAPTION = 0.5  # share of captions in the plain words that stage 2 aims at
 TEXT_LEARNING_RATE = 0.3  # part of the learning rate that the caption encoder learns with
 MASK_SIZE = 64
@@ -89,7 +89,7 @@ class Batches:
             slots = {}
             for name in dict.fromkeys(encoded.names):
                 crop = None
-                if rng.random() >= PORTRAIT_PROB:
+                if rng.random() >= PORTRAIT_PROB and not settings.unet_only:
                     crop = self.frames.character(index, actors[name], shape.vision.image_size)
                 if crop is None:  # by chance, or hardly anything of the character is visible
                     slots[name] = first[name]

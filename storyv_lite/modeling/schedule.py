@@ -31,11 +31,15 @@ def training_target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, ti
 
 
 def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, snr_gamma: float) -> Tensor:
-    """Loss weight per sample (B,): min(SNR, gamma) in the units of the prediction (Hang et al., 2023)."""
+    """Loss weight per sample (B,): min(SNR, gamma) in the units of the prediction (Hang et al., 2023).
+
+    For velocities it is min(SNR, gamma) + 1, the velocity's own weight (Salimans & Ho, 2022) with a cap: pure
+    min-SNR hardly counts the noisiest steps, and there a caption decides who is in the picture, and how often.
+    """
     kept: Tensor = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     snr: Tensor = kept / (1 - kept)
     if scheduler.config.prediction_type == "v_prediction":
-        return snr.clamp(max=snr_gamma) / (snr + 1)
+        return (snr.clamp(max=snr_gamma) + 1) / (snr + 1)
     return snr.clamp(max=snr_gamma) / snr.clamp(min=1e-8)
 
 

@@ -190,6 +190,20 @@ def test_only_the_last_layers_of_the_character_encoder_learn(fresh: Callable[[st
     assert changed == {"1"}
 
 
+def test_the_denoiser_alone_goes_on_and_what_conditions_it_stays(fresh: Callable[[str], Path]) -> None:
+    out = fresh("out")
+    with pytest.raises(BundleError, match="character_encoder"):
+        char_ldm.train(micro(unet_only=True), out)
+    char_ldm.train(micro(max_train_steps=2), out)
+    shutil.rmtree(out / "state" / "char_ldm")
+    names = ("text_encoder", "character_encoder", "fusion", "unet")
+    before = [(out / name / "model.safetensors").read_bytes() for name in names]
+    assert not char_ldm.train(micro(unet_only=True, max_train_steps=4), out, minutes=0)
+    assert char_ldm.train(micro(unet_only=True, max_train_steps=4), out)
+    after = [(out / name / "model.safetensors").read_bytes() for name in names]
+    assert after[:3] == before[:3] and after[3] != before[3]
+
+
 def test_two_processes_share_a_batch_and_average_its_gradient(fresh: Callable[[str], Path]) -> None:
     results = []
     for name in ("once", "again"):

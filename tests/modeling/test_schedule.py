@@ -1,0 +1,21 @@
+"""The noise schedule of training."""
+
+import torch
+
+from storyv_lite.config import UNetConfig
+from storyv_lite.modeling.schedule import build_scheduler, min_snr_weights
+
+
+def test_noisy_velocities_count_fully_and_nearly_clean_ones_little() -> None:
+    scheduler = build_scheduler(UNetConfig())
+    weights = min_snr_weights(scheduler, torch.tensor([999, 900, 500, 100, 0]), snr_gamma=5.0)
+    torch.testing.assert_close(weights[:3], torch.ones(3))
+    assert 0 < weights[4] < weights[3] < 0.2
+
+
+def test_noise_is_weighted_as_published() -> None:
+    scheduler = build_scheduler(UNetConfig(prediction_type="epsilon"))
+    kept = scheduler.alphas_cumprod[[100, 900]]
+    snr = kept / (1 - kept)
+    weights = min_snr_weights(scheduler, torch.tensor([100, 900]), snr_gamma=5.0)
+    torch.testing.assert_close(weights, torch.stack([5 / snr[0], torch.tensor(1.0)]))
