@@ -33,8 +33,8 @@ def training_target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, ti
 def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, snr_gamma: float) -> Tensor:
     """Loss weight per sample (B,): min(SNR, gamma) in the units of the prediction (Hang et al., 2023).
 
-    For velocities it is min(SNR, gamma) + 1, the velocity's own weight (Salimans & Ho, 2022) with a cap: pure
-    min-SNR hardly counts the noisiest steps, and there a caption decides who is in the picture, and how often.
+    For velocities it is min(SNR, gamma) + 1, the velocity's own weight (Salimans & Ho, 2022) with a cap:
+    min-SNR itself hardly counts the noisiest steps, where a caption decides who is in the picture.
     """
     kept: Tensor = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     snr: Tensor = kept / (1 - kept)
