@@ -159,19 +159,19 @@ class ImageTextStage(StageConfig):
 
 @dataclass(frozen=True)
 class StoryLMStage(StageConfig):
-    max_train_steps: int = 1600
+    max_train_steps: int = 4000
     train_batch_size: int = 24  # frames
     learning_rate: float = 1.5e-3
     sample_steps: int = 400
     min_frames: int = 2
-    max_frames: int = 24
+    max_frames: int = 16
     drop_prob: float = 0.15  # share of long stories read in the reduced context of bounded memory
     validation_stories: int = 32  # what a sample step measures
 
 
 @dataclass(frozen=True)
 class CharLDMStage(StageConfig):
-    max_train_steps: int = 2900
+    max_train_steps: int = 13000
     train_batch_size: int = 24
     learning_rate: float = 2e-3
     ema_decay: float = 0.998
@@ -188,8 +188,8 @@ class CharLDMStage(StageConfig):
 
 @dataclass(frozen=True)
 class AlignStage(StageConfig):
-    max_train_steps: int = 760
-    train_batch_size: int = 48  # frames
+    max_train_steps: int = 1500
+    train_batch_size: int = 32  # frames
     learning_rate: float = 2e-3
     sample_steps: int = 300
     checkpointing_steps: int = 200

@@ -194,10 +194,10 @@ def _sampler(config: TrainConfig) -> dict[str, Any]:
 
 
 def _merge_step(config: TrainConfig) -> dict[str, int]:
-    """Up to which evaluation the plain caption is shown (specification A.6, D.3); -1: never."""
+    """Up to which evaluation the caption is shown by itself (specification A.6, D.3); -1: never."""
     if config.model.unet.pretrained:
         return {"reference": 0, "named": 15}
-    return {"reference": -1, "named": 5}  # of 12 evaluations; the published half for captions with names
+    return {"reference": -1, "named": -1}  # "Luna joins him" names one of two, and no place
 
 
 def _write_cast(out: Path) -> None:
