@@ -110,23 +110,15 @@ def examine(model: Judge, decoder: Autoencoder, seed: int, count: int, size: int
         scenes = [corpus.scene_for(splits.story_seed("test", seed, int(index))) for index in chunk]
         images = np.stack([draw.render(scene, size).image for scene in scenes])
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
-        again = (
-            through(decoder, pixels.to(device))
-            .cpu()
-            .add(1)
-            .mul(127.5)
-            .round()
-            .byte()
-            .permute(0, 2, 3, 1)
-            .numpy()
-        )
+        decoded = through(decoder, pixels.to(device)).cpu().add(1).mul(127.5).round().byte()
+        again = decoded.permute(0, 2, 3, 1).numpy()
         parts.append((scenes, model.read(images), model.read(again)))
     truth = truths([scene for scenes, _, _ in parts for scene in scenes])
-    real, decoded = (
+    real, passed = (
         Verdict(*(np.concatenate(arrays) for arrays in zip(*(part[way] for part in parts), strict=True)))
         for way in (1, 2)
     )
-    return {"frames": count, "real": accuracy(real, *truth), "autoencoder": accuracy(decoded, *truth)}
+    return {"frames": count, "real": accuracy(real, *truth), "autoencoder": accuracy(passed, *truth)}
 
 
 def accuracy(verdict: Verdict, places: Tensor, present: Tensor, details: Tensor) -> dict[str, float]:
