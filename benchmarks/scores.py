@@ -6,8 +6,8 @@ of all of them, and two runs over the same stories can be compared in pairs.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,14 @@ class Row:
     picture_similarity: float | None = None  # to the real frame
     dropped: int = 0  # finished frames that the context had no room for
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Row":
+        """A row as `asdict` and JSON leave it."""
+        truth, seen = (
+            Shown(shown["place"], tuple(Actor(**actor) for actor in shown["actors"]))
+            for shown in (values["truth"], values["seen"])
+        )
+        return cls(**{**values, "truth": truth, "seen": seen})
 
 
 @dataclass(frozen=True)

@@ -209,6 +209,7 @@ class JudgeStage(StageConfig):
 
     max_train_steps: int = 1200
     train_batch_size: int = 32
+    learning_rate: float = 2e-3
     ema_decay: float = 0.99
     image_size: int = 128
     block_out_channels: tuple[int, ...] = (48, 96, 144)  # widths at 32, 16 and 8 cells

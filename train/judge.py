@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from storyv_lite.config import TrainConfig
 from storyv_lite.modeling.autoencoder import Autoencoder
 from storyv_lite.modeling.checkpoints import read_checkpoint, write_checkpoint
-from storyv_lite.modeling.judge import Judge, Scores, Verdict
+from storyv_lite.modeling.judge import CHUNK, Judge, Scores, Verdict, joined
 from storyv_lite.train import autoencoder
 from storyv_lite.train.data import FrameSet
 from storyv_lite.train.image_text import NAMES, disturbed, truths
 from storyv_lite.train.loop import run_stage, step_rng
 from storyv_lite.train.toonworld import corpus, draw, splits
-from storyv_lite.train.toonworld.scene import ACTIONS, PLACES, POSITIONS, PROPS, Scene
+from storyv_lite.train.toonworld.scene import ACTIONS, PLACES, POSITIONS, PROPS
 
 STAGE = "judge"
 LATENT_NOISE = 0.2  # of a channel's spread at most, for frames that pass through the autoencoder
@@ -104,21 +104,18 @@ def through(decoder: Autoencoder, pixels: Tensor, noise: float = 0.0) -> Tensor:
 
 def examine(model: Judge, decoder: Autoencoder, seed: int, count: int, size: int) -> dict[str, Any]:
     """Accuracy in percent on `count` real frames of test seeds, and on the same through the autoencoder."""
-    parts: list[tuple[list[Scene], Verdict, Verdict]] = []
+    scenes = [corpus.scene_for(splits.story_seed("test", seed, index)) for index in range(count)]
     device = next(decoder.parameters()).device
-    for chunk in np.array_split(np.arange(count), -(-count // 16)):
-        scenes = [corpus.scene_for(splits.story_seed("test", seed, int(index))) for index in chunk]
-        images = np.stack([draw.render(scene, size).image for scene in scenes])
+    real, passed = list[Verdict](), list[Verdict]()
+    for start in range(0, count, CHUNK):
+        images = np.stack([draw.render(scene, size).image for scene in scenes[start : start + CHUNK]])
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
         decoded = through(decoder, pixels.to(device)).cpu().add(1).mul(127.5).round().byte()
-        again = decoded.permute(0, 2, 3, 1).numpy()
-        parts.append((scenes, model.read(images), model.read(again)))
-    truth = truths([scene for scenes, _, _ in parts for scene in scenes])
-    real, passed = (
-        Verdict(*(np.concatenate(arrays) for arrays in zip(*(part[way] for part in parts), strict=True)))
-        for way in (1, 2)
-    )
-    return {"frames": count, "real": accuracy(real, *truth), "autoencoder": accuracy(passed, *truth)}
+        real.append(model.read(images))
+        passed.append(model.read(decoded.permute(0, 2, 3, 1).numpy()))
+    truth = truths(scenes)
+    found = {"real": real, "autoencoder": passed}
+    return {"frames": count, **{name: accuracy(joined(read), *truth) for name, read in found.items()}}
 
 
 def accuracy(verdict: Verdict, places: Tensor, present: Tensor, details: Tensor) -> dict[str, float]:

@@ -155,9 +155,11 @@ def _drawn_with(
     bundle: str, checkpoint: Path | None, show: Callable[[str], None]
 ) -> AbstractContextManager[str | Path | None]:
     """What `StoryPipeline.from_bundle` should open."""
+    if checkpoint is None:
+        return nullcontext(bundle or None)
     from storyv_lite.benchmarks.quality import exported
 
-    return exported(checkpoint, show) if checkpoint else nullcontext(bundle or None)
+    return exported(checkpoint, show)
 
 
 def _print_tables(

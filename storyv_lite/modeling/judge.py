@@ -7,6 +7,7 @@ For every cast member it finds where to look (attention over the grid of feature
 prop and position there; what it saw there is the character's own vector.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,7 +102,7 @@ class Judge(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @torch.no_grad()
     def read(self, images: NDArray[np.uint8]) -> Verdict:
         """What pictures (N,H,H,3) show; a label is given where it is likelier than not (spec F.1)."""
-        chunks = []
+        chunks: list[Verdict] = []
         for start in range(0, len(images), CHUNK):
             pixels = torch.from_numpy(images[start : start + CHUNK]).permute(0, 3, 1, 2)
             scores = Scores(*(values.cpu() for values in self(pixels.to(self.device) / 127.5 - 1)))
@@ -115,7 +116,12 @@ class Judge(ModelMixin, ConfigMixin):  # type: ignore[misc]
                     scores.characters.numpy(),
                 )
             )
-        return Verdict(*(np.concatenate(parts) for parts in zip(*chunks, strict=True)))
+        return joined(chunks)
+
+
+def joined(verdicts: Sequence[Verdict]) -> Verdict:
+    """Several verdicts as one, in order."""
+    return Verdict(*(np.concatenate(arrays) for arrays in zip(*verdicts, strict=True)))
 
 
 def _coordinates(size: int) -> Tensor:
