@@ -207,7 +207,7 @@ class AlignStage(StageConfig):
 class JudgeStage(StageConfig):
     """The judge belongs to no model: its shape stands here, so that it can be added to any checkpoint."""
 
-    max_train_steps: int = 1200
+    max_train_steps: int = 1500
     train_batch_size: int = 32
     learning_rate: float = 2e-3
     ema_decay: float = 0.99
