@@ -83,6 +83,7 @@ def checkpoint_hash(checkpoint: Path) -> str:
         file
         for pattern in (*patterns, "characters/*", "vocabulary.json")
         for file in checkpoint.glob(pattern)
+        if file.parent.name != "judge"  # which measures drawn pictures and is in no bundle
     ]
     for file in sorted(files, key=lambda path: path.relative_to(checkpoint).as_posix()):
         total.update(f"{file.relative_to(checkpoint).as_posix()} {hash_file(file)}\n".encode())

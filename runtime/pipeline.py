@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from storyv_lite.bundle import Bundle, find_bundle
 from storyv_lite.components import Component
 from storyv_lite.errors import ConfigError, StoryError
-from storyv_lite.prompt import history, query
+from storyv_lite.prompt import history, query, text_history
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Backend
 from storyv_lite.runtime.denoiser import Conditioning, draw_latents, frame_generator
@@ -28,6 +28,8 @@ from storyv_lite.runtime.language import keep
 from storyv_lite.runtime.model import Model
 from storyv_lite.runtime.schedulers import NoiseSchedule, SamplerTable, sampler_table
 from storyv_lite.story import Story
+
+CONTEXTS = ("interleaved", "captions", "none")  # what a frame is drawn after; all but the first for measuring
 
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 
@@ -87,15 +89,19 @@ class _Clock:
 class _Context:
     """What the language model knows of one story while it is drawn: finished frames and the cache."""
 
-    def __init__(self, model: Model, captions: list[str]) -> None:
+    def __init__(self, model: Model, captions: list[str], pictures: bool) -> None:
+        """Without `pictures` a finished frame is remembered by its caption alone."""
         self._model = model
         self._captions = captions
+        self._pictures = pictures
+        self._history = history if pictures else text_history
         self._finished: list[Piece] = []
         self._cache: KVCache | None = None
 
     def remember(self, index: int, caption: str, image: Pixels) -> None:
         """Add a finished frame; its picture is encoded here, once for the whole story."""
-        self._finished.append(self._model.piece(index, history(caption), self._model.look(image)))
+        seen = self._model.look(image) if self._pictures else None
+        self._finished.append(self._model.piece(index, self._history(caption), seen))
 
     def read(self, index: int, caption: str) -> tuple[NDArray[np.float32], int, tuple[int, ...]]:
         """States of the [IMG] tokens (image_tokens, hidden), tokens read, and frames that had no room."""
@@ -110,7 +116,7 @@ class _Context:
     def _capacity(self) -> int:
         """Tokens the cache needs at most: the whole story, or as much of it as the context may hold."""
         begin = 1
-        finished = sum(len(self._model.piece(0, history(caption))) for caption in self._captions)
+        finished = sum(len(self._model.piece(0, self._history(caption))) for caption in self._captions)
         longest = max(len(self._model.piece(0, query(caption))) for caption in self._captions)
         return min(begin + finished + longest, self._model.bundle.model.context.tokens)
 
@@ -148,15 +154,21 @@ class StoryPipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         on_progress: OnProgress | None = None,
+        context: str = "interleaved",
     ) -> Iterator[Frame]:
         """Draw a story frame by frame; what is not given comes from the bundle.
 
+        `context` is for measuring what it is worth: "captions" keeps the pictures of finished frames from the
+        language model, "none" draws every frame by itself, from its caption and the portraits.
         Everything is checked before the first frame is begun. Raises `StoryError` and `ConfigError`.
         """
         self.check(story)
+        if context not in CONTEXTS:
+            raise ConfigError(f"there is no context `{context}`", hint=f"contexts are {', '.join(CONTEXTS)}")
         settings = self.settings(seed, num_inference_steps, guidance_scale)
         captions = [caption.text for caption in story.captions]
-        return self._frames(captions, settings, self._table(settings), on_progress or (lambda progress: None))
+        told = on_progress or (lambda progress: None)
+        return self._frames(captions, settings, self._table(settings), told, context)
 
     def settings(
         self, seed: int = 0, num_inference_steps: int | None = None, guidance_scale: float | None = None
@@ -198,19 +210,19 @@ class StoryPipeline:
         self.model.close()
 
     def _frames(
-        self, captions: list[str], settings: Settings, table: SamplerTable, told: OnProgress
+        self, captions: list[str], settings: Settings, table: SamplerTable, told: OnProgress, known: str
     ) -> Iterator[Frame]:
         """The loop of specification D.1; a picture is looked at once, when the next frame needs it."""
-        context = _Context(self.model, captions)
+        context = _Context(self.model, captions, pictures=known == "interleaved")
         image: Pixels | None = None
         dropped: tuple[int, ...] = ()
         for index, caption in enumerate(captions):
             clock = _Clock()
             told(Progress(index, len(captions), "read"))
-            if image is not None:
+            if image is not None and known != "none":
                 with clock("look"):
                     context.remember(index - 1, captions[index - 1], image)
-            if index == 0 and self.bundle.model.first_frame == "char_ldm":
+            if known == "none" or (index == 0 and self.bundle.model.first_frame == "char_ldm"):
                 kind, read = "portraits", 0
                 with clock("portraits"):
                     story = self.model.portraits(caption)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from storyv_lite.components import Dimensions
 
-STAGES = ("autoencoder", "image_text", "story_lm", "char_ldm", "align")
+STAGES = ("autoencoder", "image_text", "story_lm", "char_ldm", "align", "judge")
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,21 @@ class AlignStage(StageConfig):
 
 
 @dataclass(frozen=True)
+class JudgeStage(StageConfig):
+    """The judge belongs to no model: its shape stands here, so that it can be added to any checkpoint."""
+
+    max_train_steps: int = 1500
+    train_batch_size: int = 32
+    learning_rate: float = 2e-3
+    ema_decay: float = 0.99
+    image_size: int = 128
+    block_out_channels: tuple[int, ...] = (48, 96, 144)  # widths at 32, 16 and 8 cells
+    layers_per_block: int = 2
+    decoded_share: float = 0.125  # of a batch passes through the autoencoder
+    test_frames: int = 1000  # real frames of test seeds that it is tested on
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is trained on: the cartoon world drawn here, or a folder in the project's dataset format."""
 
@@ -224,3 +239,4 @@ class TrainConfig:
     story_lm: StoryLMStage = field(default_factory=StoryLMStage)
     char_ldm: CharLDMStage = field(default_factory=CharLDMStage)
     align: AlignStage = field(default_factory=AlignStage)
+    judge: JudgeStage = field(default_factory=JudgeStage)

@@ -44,6 +44,15 @@ _SMOKE: dict[str, Any] = {
         "validation_stories": 4,
         **_PACE,
     },
+    "judge": {
+        "max_train_steps": 60,
+        "train_batch_size": 16,
+        "image_size": 64,
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "test_frames": 32,
+        **_PACE,
+    },
 }
 
 # The smoke preset at four steps a stage, for tests of everything around the training.
@@ -55,6 +64,7 @@ _MICRO: dict[str, Any] = {
     "story_lm": {"train_batch_size": 4, "max_frames": 3, "validation_stories": 1, **_MICRO_PACE},
     "char_ldm": {"train_batch_size": 4, **_MICRO_PACE},
     "align": {"train_batch_size": 4, "max_frames": 3, "validation_stories": 1, **_MICRO_PACE},
+    "judge": {"train_batch_size": 4, "image_size": 32, "test_frames": 4, **_MICRO_PACE},
 }
 
 # The paper's settings (specification A.5, C.5) on Stable Diffusion 1.5; the language model stays frozen.
@@ -194,6 +204,8 @@ def check(config: TrainConfig) -> list[str]:
             problems.append(f"`{name}.min_frames` is {told.min_frames}, 1 to `max_frames` is needed")
     if config.char_ldm.train_batch_size % max(1, config.char_ldm.processes) or config.char_ldm.processes < 1:
         problems.append("`char_ldm.processes` is at least 1 and divides `char_ldm.train_batch_size`")
+    if config.judge.test_frames < 1:
+        problems.append(f"`judge.test_frames` is {config.judge.test_frames}, at least 1 is needed")
     if config.data.folder:
         problems.append("`data.folder` is set, but only the cartoon world can be trained on so far")
     if config.data.frames < 1:

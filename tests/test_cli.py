@@ -13,7 +13,7 @@ from storyv_lite import __version__, errors
 from storyv_lite.cli import app
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("render", "train", "export", "characters", "inspect", "bench", "doctor", "data")
+COMMANDS = ("render", "train", "export", "characters", "inspect", "eval", "bench", "doctor", "data")
 
 
 @pytest.fixture(autouse=True)

@@ -92,6 +92,6 @@ def test_a_killed_and_resumed_training_ends_with_the_weights_of_an_unbroken_one(
     assert command(tmp_path, *TRAIN)[-1] == "next: storyv-lite export --int4"
     unbroken, resumed = (folder / "checkpoints" / PRESET for folder in (trained[0], tmp_path))
     files = sorted(path.relative_to(unbroken) for path in unbroken.glob("*/model.safetensors"))
-    assert len(files) == 9
+    assert len(files) == 10
     for file in files:
         assert (unbroken / file).read_bytes() == (resumed / file).read_bytes(), file

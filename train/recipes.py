@@ -30,7 +30,7 @@ from storyv_lite.modeling.checkpoints import (
     write_json,
 )
 from storyv_lite.presets import as_dict, load_config
-from storyv_lite.train import align, autoencoder, char_ldm, image_text, story_lm
+from storyv_lite.train import align, autoencoder, char_ldm, image_text, judge, story_lm
 from storyv_lite.train.data import data_version
 from storyv_lite.train.loop import STOP, StageProgress
 from storyv_lite.train.toonworld import corpus, draw
@@ -47,6 +47,7 @@ RECIPES: dict[str, Recipe] = {
     "story_lm": story_lm.train,
     "char_ldm": char_ldm.train,
     "align": align.train,
+    "judge": judge.train,
 }
 PACKAGES = ("torch", "transformers", "diffusers", "tokenizers", "numpy", "skia-python")
 CALIBRATION_STORIES = 32
@@ -168,6 +169,7 @@ def describe(config: TrainConfig, out: Path) -> None:
         "merge_step": _merge_step(config),
         "first_frame": "char_ldm",
         "train_config": as_dict(config),
+        **({"judge": old["judge"]} if "judge" in old else {}),
     }
     write_checkpoint(out, facts)
 

@@ -1,8 +1,6 @@
 """`storyv-lite bench`: what a bundle costs in time, memory and bytes."""
 
 import json
-import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +8,7 @@ import typer
 
 from storyv_lite.bundle import find_bundle
 from storyv_lite.cli.console import note, progress, say, say_json
-from storyv_lite.cli.options import DeviceOption, ForceOption, JsonOption, check_file
+from storyv_lite.cli.options import DeviceOption, ForceOption, JsonOption, check_file, command_line
 from storyv_lite.errors import ConfigError
 
 
@@ -69,7 +67,7 @@ def bench(
         "threads": threads, "report": report, "record": record,
         "force": report is not None or record is not None,
     }  # fmt: skip
-    result = make_record(rows, captions, repeat, command_line(options), machine)
+    result = make_record(rows, captions, repeat, command_line("bench", options), machine)
     print_tables(rows)
     for file, text in ((report, markdown(result, rows)), (record, json.dumps(result, indent=1) + "\n")):
         if file is not None:
@@ -79,15 +77,3 @@ def bench(
         say_json(result)
     if any(row.error for row in rows):
         raise typer.Exit(1)
-
-
-def command_line(options: Mapping[str, object]) -> str:
-    """The command that measures this again, for the report."""
-    words = ["storyv-lite", "bench"]
-    for name, value in options.items():
-        for one in value if isinstance(value, list) else [value]:
-            if one is True:
-                words.append(f"--{name}")
-            elif one not in (None, False):
-                words += [f"--{name}", str(one)]
-    return shlex.join(words)

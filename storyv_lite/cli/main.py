@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from storyv_lite import __version__
-from storyv_lite.cli import bench, characters, data, doctor, export, inspect, render, train
+from storyv_lite.cli import bench, characters, data, doctor, eval, export, inspect, render, train
 from storyv_lite.cli.console import print_error
 from storyv_lite.errors import StoryVError
 
@@ -60,6 +60,7 @@ app.command("train")(train.train)
 app.command("export")(export.export)
 app.command("characters")(characters.characters)
 app.command("inspect")(inspect.inspect)
+app.command("eval")(eval.evaluate)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")

@@ -1,5 +1,7 @@
-"""Options that several commands share, and how an output folder is chosen."""
+"""Options that several commands share, how an output folder is chosen, and a command line written down."""
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -59,3 +61,15 @@ def check_file(file: Path, force: bool) -> None:
         raise OutputError(f"`{file}` exists", "name another file, or give `--force`")
     if not file.parent.is_dir():
         raise OutputError(f"there is no folder `{file.parent}`", f"mkdir -p {file.parent}")
+
+
+def command_line(command: str, options: Mapping[str, object]) -> str:
+    """The command that measures this again, for a report."""
+    words = ["storyv-lite", command]
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is True:
+                words.append(f"--{name}")
+            elif one not in (None, False):
+                words += [f"--{name}", str(one)]
+    return shlex.join(words)

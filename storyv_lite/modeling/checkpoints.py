@@ -26,6 +26,7 @@ _CLASSES = {
     "ToonAutoencoder": "storyv_lite.modeling.autoencoder",
     "PretrainedAutoencoder": "storyv_lite.modeling.autoencoder",
     "Fusion": "storyv_lite.modeling.fusion",
+    "Judge": "storyv_lite.modeling.judge",
     "Mapper": "storyv_lite.modeling.mapper",
     "VisualProjection": "storyv_lite.modeling.story_lm",
     "CLIPTextModel": "transformers",

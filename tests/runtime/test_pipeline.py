@@ -15,7 +15,7 @@ from storyv_lite.bundle import Bundle, hash_file
 from storyv_lite.components import Component
 from storyv_lite.errors import BackendError, BundleError, ConfigError, StoryError
 from storyv_lite.memory import resident_memory
-from storyv_lite.prompt import history, query
+from storyv_lite.prompt import history, query, text_history
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Session
 from storyv_lite.runtime.backends.ort import OrtBackend
@@ -154,6 +154,29 @@ def test_the_first_frame_may_come_from_portraits(changed: Callable[..., Path]) -
     assert frames[0].tokens_read == 0
     begin, told = 1, len(pipeline.model.piece(0, history("Milo and Luna are waving.")))
     assert frames[1].tokens_read == begin + told + len(pipeline.model.piece(0, query(PICNIC[1])))
+
+
+def test_a_context_of_captions_looks_at_no_picture(tiny_bundle: Path) -> None:
+    backend = Counting()
+    pipeline = StoryPipeline(Bundle.open(tiny_bundle), backend)
+    frames = list(pipeline.draw(story(*PICNIC), context="captions"))
+    assert not backend.calls["open vision_encoder"] and {f.conditioning for f in frames} == {"story"}
+    told = len(pipeline.model.piece(0, text_history(PICNIC[0])))
+    assert frames[1].tokens_read == told + len(pipeline.model.piece(0, query(PICNIC[1])))
+
+
+def test_without_context_every_frame_comes_from_its_caption_and_portraits(tiny_bundle: Path) -> None:
+    backend = Counting()
+    pipeline = StoryPipeline(Bundle.open(tiny_bundle), backend)
+    frames = list(pipeline.draw(story(*PICNIC), context="none"))
+    assert {frame.conditioning for frame in frames} == {"portraits"}
+    assert not any(backend.calls[f"open {name}"] for name in ("vision_encoder", "mapper"))
+    assert sum(frame.tokens_read for frame in frames) == 0
+
+
+def test_an_unknown_context_is_refused(pipeline: StoryPipeline) -> None:
+    with pytest.raises(ConfigError, match="context"):
+        pipeline.draw(story(*PICNIC), context="some")
 
 
 def test_a_first_frame_that_names_nobody_needs_no_portrait(changed: Callable[..., Path]) -> None:

@@ -33,6 +33,7 @@ COMPONENTS = (
     "language_model",
     "visual_projection",
     "mapper",
+    "judge",
 )
 
 
