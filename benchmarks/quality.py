@@ -99,11 +99,12 @@ def load_judge(folder: Path) -> "Judge":
     from storyv_lite.modeling.checkpoints import load_component
     from storyv_lite.modeling.judge import Judge
 
-    judge = load_component(folder)
-    if not isinstance(judge, Judge):
+    found = load_component(folder)
+    if not isinstance(found, Judge):
         raise BundleError(
-            f"`{folder}` holds `{type(judge).__name__}`, a `Judge` is needed", hint="--judge PATH"
+            f"`{folder}` holds `{type(found).__name__}`, a `Judge` is needed", hint="--judge PATH"
         )
+    judge: Judge = found
     return judge
 
 

@@ -87,7 +87,8 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
 def build(image_size: int, block_out_channels: tuple[int, ...], layers_per_block: int) -> Judge:
     """A judge of the cartoon world that knows nothing yet."""
     words = (tuple(NAMES), PLACES, POSITIONS, ACTIONS, PROPS)
-    return Judge(*words, image_size, block_out_channels, layers_per_block)
+    judge: Judge = Judge(*words, image_size, block_out_channels, layers_per_block)
+    return judge
 
 
 @torch.no_grad()

@@ -106,12 +106,14 @@ class Judge(ModelMixin, ConfigMixin):  # type: ignore[misc]
         for start in range(0, len(images), CHUNK):
             pixels = torch.from_numpy(images[start : start + CHUNK]).permute(0, 3, 1, 2)
             scores = Scores(*(values.cpu() for values in self(pixels.to(self.device) / 127.5 - 1)))
-            details = (scores.positions, scores.actions, scores.props)
+            positions, actions, props = (logits.argmax(-1).numpy() for logits in scores[2:5])
             chunks.append(
                 Verdict(
                     (scores.places.softmax(-1) > 0.5).numpy(),
                     (scores.present > 0).numpy(),
-                    *(logits.argmax(-1).numpy() for logits in details),
+                    positions,
+                    actions,
+                    props,
                     scores.features.numpy(),
                     scores.characters.numpy(),
                 )

@@ -22,8 +22,7 @@ class Similarity:
 
     def __init__(self, checkpoint: Path) -> None:
         """Raises `BundleError` when an encoder is missing or damaged."""
-        self._texts: Any = load_component(checkpoint / TEXTS)
-        self._pictures: Any = load_component(checkpoint / PICTURES)
+        self._texts, self._pictures = _load(checkpoint / TEXTS), _load(checkpoint / PICTURES)
         self.text_tokens: int = self._texts.config.max_position_embeddings
 
     @staticmethod
@@ -43,6 +42,10 @@ class Similarity:
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
         pixels = nn.functional.interpolate(pixels, size=(size, size), mode="area")
         return _unit(self._pictures(pixel_values=pixels).image_embeds)
+
+
+def _load(folder: Path) -> Any:
+    return load_component(folder)
 
 
 def _unit(vectors: Tensor) -> NDArray[np.float32]:
