@@ -98,7 +98,8 @@ def make_record(
     place: Workplace, found: Mapping[str, Measured], stories: int, judge_sha256: str, command: str
 ) -> dict[str, Any]:
     """Everything of the page and more, as plain JSON; a variant that is not judged yet has no figures."""
-    rows = []
+    rows, names = [], {variant.name for variant in place.variants}
+    orders = [order for order in ORDERS if {order.lower, order.higher} <= names]
     for variant in place.variants:
         figures = found[variant.name].figures if variant.name in found else {}
         rows.append(
@@ -128,7 +129,7 @@ def make_record(
         "machine": this_machine().as_dict(),
         "versions": versions(),
         "rows": rows,
-        "orders": compare(ORDERS, place.variants, found, stories),
+        "orders": compare(orders, place.variants, found, stories),
     }
 
 
@@ -165,6 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for module in ("torch", "transformers", "diffusers", "accelerate", "skia"):
             require(module, "train")
         require("onnx", "export")
+        from storyv_lite.train.loop import STOP
+
         if unknown := set(asked.only) - {variant.name for variant in VARIANTS}:
             raise ConfigError(
                 f"there is no variant `{min(unknown)}`",
@@ -205,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(json.dumps(record))
     if not done:
         _tell("not finished; the same command goes on")
-    return 0
+    return 130 if STOP.is_set() and not done else 0
 
 
 def _parser() -> argparse.ArgumentParser:

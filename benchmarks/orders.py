@@ -23,14 +23,14 @@ PAGE = """# Ablations
 
 What each part of the model is worth. All variants had one budget ({budget})
 and began with the same autoencoder; stages that two of them share were trained once. All drew the same
-{stories} unseen stories of {frames} frames in full precision, and the judge read the pictures. The default model
-had a budget of its own: compare rows with rows.
+{stories} unseen stories of {frames} frames in full precision, and the judge read the pictures. The default
+model had a budget of its own: compare rows with rows.
 
 {rows}
 
 Percent, with 95 % bootstrap intervals over stories; the Fréchet distance is on the judge's features. Captions
-that are *original* spell out every name, *references* say she, they and there. The last column is FlintstonesSV
-in the paper: another world and another judge, so only the order of rows can be compared.
+that are *original* spell out every name, *references* say she, they and there. The last column is
+FlintstonesSV in the paper: another world and another judge, so only the order of rows can be compared.
 
 ## Against the paper
 
