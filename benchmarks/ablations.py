@@ -230,11 +230,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: Sequence[str] | None) -> str:
     """How to get this record again: without what cuts a run in pieces."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    for option in ("--minutes", "--only"):
-        while option in given:
-            place = given.index(option)
-            del given[place : place + 2]
+    cut = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    cut.add_argument("--minutes")
+    cut.add_argument("--only", action="append")
+    _, given = cut.parse_known_args(arguments)
     return shlex.join([*COMMAND.split(), *given])
 
 
