@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             asked.checkpoint,
             VARIANTS,
             asked.preset,
-            (*BUDGET, *asked.settings),
+            tuple({text.partition("=")[0]: text for text in (*BUDGET, *asked.settings)}.values()),
             asked.device,
             asked.frames,
             asked.seed,

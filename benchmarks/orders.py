@@ -137,7 +137,7 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
     """A figure, with its interval where it has one."""
     value = row["figures"].get(name)
     if value is None or name not in row["intervals"]:
-        return _number(value, "not measured")
+        return _number(value, "none" if row["figures"] else "not measured")
     low, high = row["intervals"][name]
     return f"{value:.1f} ({low:.1f} to {high:.1f})"
 

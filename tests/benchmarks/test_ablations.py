@@ -90,7 +90,8 @@ def test_the_page_says_which_order_is_not_repeated(tmp_path: Path) -> None:
     page = markdown(json.loads(json.dumps(record)))
     row = next(line for line in page.splitlines() if "not repeated: the other way round" in line)
     assert "StoryV, captions only" in row and "+16.19" in row and "-50.0 (" in row
-    assert "| Char-LDM | original | 87.5 (" in page and "not measured" in page
+    assert "| Char-LDM | original | 87.5 (" in page and ") | none | 87.5 (" in page
+    assert "| StoryV, 4 [IMG] tokens | references | not measured |" in page
     assert "2 of 9 orders are repeated" in page
 
 
