@@ -196,6 +196,7 @@ class AlignStage(StageConfig):
     min_frames: int = 2
     max_frames: int = 16
     drop_prob: float = 0.15  # share of long stories read in the reduced context of bounded memory
+    context: str = "interleaved"  # what is known of earlier frames: interleaved | captions (no pictures)
     validation_stories: int = 24  # what a sample step measures
     ce_loss_scale: float = 0.5
     gen_loss_scale: float = 1.0

@@ -202,6 +202,8 @@ def check(config: TrainConfig) -> list[str]:
         if not 1 <= told.min_frames <= told.max_frames:
             name = "story_lm" if told is config.story_lm else "align"
             problems.append(f"`{name}.min_frames` is {told.min_frames}, 1 to `max_frames` is needed")
+    if config.align.context not in ("interleaved", "captions"):
+        problems.append(f"`align.context` is `{config.align.context}`, not interleaved or captions")
     if config.char_ldm.train_batch_size % max(1, config.char_ldm.processes) or config.char_ldm.processes < 1:
         problems.append("`char_ldm.processes` is at least 1 and divides `char_ldm.train_batch_size`")
     if config.judge.test_frames < 1:

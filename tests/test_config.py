@@ -44,11 +44,13 @@ def test_settings_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path)
 
 def test_every_fault_is_listed() -> None:
     settings = ["nothing=1", "align.steps=1", "seed=soon", "align=3", "seed", "align.learning_rate=-1"]
+    settings.append("align.context=pictures")
     with pytest.raises(ConfigError) as caught:
         load_config("toon", settings=[*settings, "model.vision.patch_size=24"])
     for part in ("`nothing`", "`align.steps`", "`seed` is 'soon'", "`align` is a section", "`--set seed`"):
         assert part in caught.value.message
     assert "`align.learning_rate` is -1" in caught.value.message
+    assert "`align.context` is `pictures`" in caught.value.message
     assert "`model.vision.image_size`" in caught.value.message
 
 

@@ -23,7 +23,7 @@ from storyv_lite.modeling.mapper import Mapper
 from storyv_lite.modeling.packing import PackedFrame, PackedStories, Vocabulary, collate, pack
 from storyv_lite.modeling.schedule import build_scheduler, training_target
 from storyv_lite.modeling.story_lm import StoryLM, VisualProjection
-from storyv_lite.prompt import history, query
+from storyv_lite.prompt import history, query, text_history
 from storyv_lite.runtime.tokenizer import TextTokenizer
 from storyv_lite.train import autoencoder
 from storyv_lite.train.alignment import Aligned, alignment, pooled_pictures
@@ -89,15 +89,17 @@ class Batches:
     ) -> Batch:
         """One batch of these stories."""
         shape, drawn = self.config.model, self.config.align.diffusion_loss_scale > 0
+        pictured = self.config.align.context == "interleaved"
         stories, pictures, answers, frames = [], [], [], []
         for telling in tellings:
             kept = window(telling.names, rng, drop_prob)
             packed = []
             for frame, target in kept:
                 caption, answer = told(telling, frame, rng, original_prob)
-                past = history(caption) if frame < len(telling) - 1 else None
+                finished = history(caption) if pictured else text_history(caption)
+                past = finished if frame < len(telling) - 1 else None
                 packed.append(PackedFrame(query(caption) if target else None, past))
-                if past is not None:
+                if past is not None and pictured:
                     pictures.append(draw.render(telling.scenes[frame], shape.vision.image_size).image)
                 if target:
                     answers.append(self.tokenizer.encode(answer, self.portraits))
@@ -244,7 +246,8 @@ def build(
 
 def worn(pooled: Tensor) -> Tensor:
     """Pictures' vectors (N, C) as a runtime with its own pictures might see them: noisy, wrong or missing."""
-    count = len(pooled)
+    if not (count := len(pooled)):
+        return pooled
     noise = PICTURE_NOISE * torch.rand(count, 1, device=pooled.device) * pooled.std()
     seen = pooled + noise * torch.randn_like(pooled)
     fate = torch.rand(count, 1, device=pooled.device)

@@ -137,6 +137,17 @@ def test_the_target_is_the_fused_embedding_of_the_plain_caption(
     torch.testing.assert_close(aligned.conditioner(batch.targets), expected)
 
 
+def test_a_context_of_captions_holds_no_picture(parts: tuple[align.Batches, Aligned]) -> None:
+    batches, aligned = parts
+    settings = replace(batches.config.align, context="captions")
+    alone = replace(batches, config=replace(batches.config, align=settings))
+    batch = alone.of([tell(5, 4, "train")], np.random.default_rng(0), 0.5, 0.0)
+    assert len(batch.pixels) == 0 and not bool((batch.stories.kinds == Kind.PICTURE).any())
+    loss = align.losses(aligned, batch, settings)["loss"]
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert bool(loss.isfinite())
+
+
 def test_a_batch_is_a_function_of_its_step(parts: tuple[align.Batches, Aligned]) -> None:
     batches, _ = parts
     assert torch.equal(batches(7).stories.input_ids, batches(7).stories.input_ids)
