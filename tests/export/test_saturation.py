@@ -29,9 +29,9 @@ from storyv_lite.story import Story
 
 ROOT = Path(__file__).parents[2]
 STORY = "Milo is waving in the meadow. He is jumping with a ball."
-# Two stories of one frame, eight evaluations, no guidance: pictures fed back, guidance and many evaluations make
-# roundings large. With twelve and guidance 3, 4-bit layers that compute in float32 move a picture as far on the
-# same processor (32 dB) as another processor does.
+# Two stories of one frame, eight evaluations, no guidance: pictures fed back, guidance and many evaluations
+# make roundings large. With twelve and guidance 3, 4-bit layers that compute in float32 move a picture as far
+# on the same processor (32 dB) as another processor does.
 ALONE = ("Milo is waving in the meadow.", "Luna is jumping on the beach with a ball.")
 COLUMNS = 48  # positions of a convolution, or rows of a product, that are added up per layer and call
 EMULATOR = shutil.which("qemu-x86_64")
