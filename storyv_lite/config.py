@@ -177,10 +177,12 @@ class CharLDMStage(StageConfig):
     ema_decay: float = 0.998
     uncondition_prob: float = 0.1  # empty caption, no characters
     text_only_prob: float = 0.1  # caption without character pictures
-    reg_weight: float = 0.01  # cross-attention supervision by masks (paper: 1e-3)
+    reg_weight: float = 0.05  # cross-attention supervision by masks (paper: 1e-3)
     mask_loss_prob: float = 0.0  # share of steps whose loss sees characters only (official code: 0.3)
-    snr_gamma: float = 5.0  # caps the loss weight (schedule.min_snr_weights); 0: no weights
+    snr_gamma: float = 5.0  # caps the loss weight (schedule.snr_weights); 0: no weights
+    timestep_shift: float = 2.0  # noisy steps, which decide the layout, are likelier: spread_timesteps
     train_text_encoder: bool = True  # the paper freezes CLIP; ours has seen little and learns on
+    portrait_prob: float = 0.5  # a character's picture is its portrait, else it is cut out of the frame
     trainable_vision_layers: int = 2  # last layers of the character encoder that learn
     unet_only: bool = False  # everything else stays, so that `align` may begin in a copy of the checkpoint
     processes: int = 1  # that share every batch, one thread each; 2 is faster than 2 threads on a small CPU

@@ -114,6 +114,7 @@ _PAPER: dict[str, Any] = {
         "reg_weight": 1e-3,
         "mask_loss_prob": 0.3,
         "snr_gamma": 0.0,
+        "timestep_shift": 1.0,
         "train_text_encoder": False,
     },
     "align": {

@@ -8,7 +8,6 @@ pictures are sometimes noisy, wrong or missing, because the runtime feeds back i
 sometimes read in the reduced context of bounded memory.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from storyv_lite.train.conditioning import (
     with_portraits,
 )
 from storyv_lite.train.language_tokenizer import PAD, load_language_tokenizer, vocabulary_of
-from storyv_lite.train.loop import parameter_groups, run_stage, step_rng
+from storyv_lite.train.loop import append_metrics, parameter_groups, run_stage, step_rng
 from storyv_lite.train.telling import Telling, story_length, tell, told, window
 from storyv_lite.train.toonworld import draw
 from storyv_lite.train.toonworld.cast import CAST
@@ -137,9 +136,8 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
 
     def sample(path: Path) -> None:
         report = alignment(aligned, batches.of, settings.validation_stories, config.seed, device)
-        line = {"stage": STAGE, "step": int(path.stem.rpartition("-")[2]), "validation": report}
-        with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        step = int(path.stem.rpartition("-")[2])
+        append_metrics(out, {"stage": STAGE, "step": step, "validation": report})
 
     visual = lm.visual_projection
     assert visual is not None

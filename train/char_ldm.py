@@ -23,12 +23,12 @@ from storyv_lite.modeling.checkpoints import has_component, load_component
 from storyv_lite.modeling.fusion import Fusion
 from storyv_lite.modeling.schedule import (
     build_scheduler,
-    min_snr_weights,
+    snr_weights,
     spread_timesteps,
     training_target,
 )
 from storyv_lite.modeling.unet import build_unet
-from storyv_lite.runtime.tokenizer import TextTokenizer
+from storyv_lite.runtime.tokenizer import EncodedCaption, TextTokenizer
 from storyv_lite.train import autoencoder, preview
 from storyv_lite.train.conditioning import (
     Conditioner,
@@ -45,8 +45,8 @@ from storyv_lite.train.toonworld import captions, draw
 from storyv_lite.train.toonworld.cast import CAST
 
 STAGE = "char_ldm"
-PORTRAIT_PROB = 0.5  # a character's picture is its portrait, else a crop that the encoder learns from
-PLAIN_CAPTION = 0.5  # share of captions in the plain words that stage 2 aims at
+PLAIN_CAPTION = 0.6  # share of captions in the plain words that stage 2 aims at
+PLACED = 0.7  # share of those that say who is left, in the middle or right
 TEXT_LEARNING_RATE = 0.3  # part of the learning rate that the caption encoder learns with
 MASK_SIZE = 64
 NAMES = tuple(who.name for who in CAST)
@@ -57,9 +57,11 @@ class Batch:
     latents: Tensor  # (B, C, h, w), normalised
     inputs: ConditioningInputs
     masks: Tensor  # (K, MASK_SIZE, MASK_SIZE) in [0,1], one per merged name
+    words: Tensor  # (K, T) in {0,1}, the tokens that are to look inside that mask
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(self.latents.to(device), self.inputs.to(device), self.masks.to(device))
+        tensors = (self.masks.to(device), self.words.to(device))
+        return Batch(self.latents.to(device), self.inputs.to(device), *tensors)
 
 
 @dataclass(frozen=True)
@@ -79,17 +81,18 @@ class Batches:
         covered = self.frames.actor_masks(indices, MASK_SIZE)
         pictures = list(self.portraits.values())
         first = {name: slot for slot, name in enumerate(self.portraits)}
-        tokens, chosen, masks = [], [], []
+        tokens, chosen, masks, words = [], [], [], []
         for row, index in enumerate(indices.tolist()):
             kind = condition(rng, settings)
-            caption = "" if kind == "empty" else self.caption(index, rng)
+            clauses = self.clauses(index, rng) if kind != "empty" else [""]
+            caption = ", ".join(clauses) + "." if len(clauses) > 1 else clauses[0]
             actors = {actor.name: i for i, actor in enumerate(self.frames.scenes[index].actors)}
             names = actors if kind == "characters" else {}
             encoded = self.tokenizer.encode(caption, names)
             slots = {}
             for name in dict.fromkeys(encoded.names):
                 crop = None
-                if rng.random() >= PORTRAIT_PROB and not settings.unet_only:
+                if rng.random() >= settings.portrait_prob and not settings.unet_only:
                     crop = self.frames.character(index, actors[name], shape.vision.image_size)
                 if crop is None:  # by chance, or hardly anything of the character is visible
                     slots[name] = first[name]
@@ -99,14 +102,18 @@ class Batches:
             tokens.append(encoded)
             chosen.append([slots[name] for name in encoded.names])
             masks += [covered[row, actors[name]] for name in encoded.names]
+            words += told_by(self.tokenizer, encoded, clauses)
         inputs = collate(tokens, pictures, chosen)
-        empty = torch.zeros(0, MASK_SIZE, MASK_SIZE)
-        return Batch(self.latents(indices), inputs, torch.stack(masks) if masks else empty)
+        if not masks:
+            empty = torch.zeros(0, MASK_SIZE, MASK_SIZE), torch.zeros(0, inputs.input_ids.shape[1])
+            return Batch(self.latents(indices), inputs, *empty)
+        return Batch(self.latents(indices), inputs, torch.stack(masks), torch.stack(words))
 
-    def caption(self, index: int, rng: np.random.Generator) -> str:
+    def clauses(self, index: int, rng: np.random.Generator) -> list[str]:
+        """A caption: as written it is one clause, in plain words one for each character and the place."""
         if rng.random() < PLAIN_CAPTION:
-            return captions.plain(self.frames.scenes[index], placed=rng.random() < 0.5)
-        return self.frames.caption(index, rng)
+            return captions.plain_clauses(self.frames.scenes[index], placed=rng.random() < PLACED)
+        return [self.frames.caption(index, rng)]
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,9 @@ class Objective:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """`loss` to minimise; `denoising`, the plain squared error; `attention`, outside minus inside."""
         noise = torch.randn_like(batch.latents)
-        timesteps = spread_timesteps(self.scheduler, len(noise)).to(noise.device)
+        timesteps = spread_timesteps(self.scheduler, len(noise), self.settings.timestep_shift).to(
+            noise.device
+        )
         noisy = self.scheduler.add_noise(batch.latents, noise, timesteps)
         predicted = self.unet(noisy, timesteps, self.conditioner(batch.inputs)).sample.float()
         target = training_target(self.scheduler, batch.latents, noise, timesteps)
@@ -132,14 +141,28 @@ class Objective:
         error = (predicted - target).square().mean((1, 2, 3))
         losses = {"denoising": error.mean().detach()}
         if self.settings.snr_gamma:
-            error = error * min_snr_weights(self.scheduler, timesteps, self.settings.snr_gamma)
+            error = error * snr_weights(self.scheduler, timesteps, self.settings.snr_gamma)
         loss = error.mean()
         if self.recorders:
             looked = [r.probabilities for r in self.recorders if r.probabilities is not None]
             inputs = batch.inputs
-            attention = attention_mask_loss(looked, batch.masks, inputs.batch_index, inputs.positions)
+            attention = attention_mask_loss(looked, batch.masks, inputs.batch_index, batch.words)
             loss, losses["attention"] = loss + self.settings.reg_weight * attention, attention.detach()
         return {"loss": loss, **losses}
+
+
+def told_by(tokenizer: TextTokenizer, encoded: EncodedCaption, clauses: Sequence[str]) -> list[Tensor]:
+    """Tokens (T,) in {0,1} that tell of each merged name: its clause in plain words, else the name alone."""
+    words = torch.zeros(len(encoded.names), encoded.ids.shape[1])
+    if len(clauses) == 1:
+        words[torch.arange(len(words)), torch.from_numpy(encoded.positions)] = 1
+        return list(words)
+    begin = 1
+    for row, stop in zip(words, range(1, len(clauses)), strict=False):
+        end = tokenizer.count(", ".join(clauses[:stop])) - 1
+        row[begin:end] = 1
+        begin = end + 1  # past the comma
+    return list(words)
 
 
 def condition(rng: np.random.Generator, settings: CharLDMStage) -> str:

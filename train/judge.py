@@ -6,7 +6,6 @@ seeds, which no network of this project ever learns from; the result goes to `ch
 `metrics.jsonl`.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from storyv_lite.modeling.judge import CHUNK, Judge, Scores, Verdict, joined
 from storyv_lite.train import autoencoder
 from storyv_lite.train.data import FrameSet
 from storyv_lite.train.image_text import NAMES, disturbed, truths
-from storyv_lite.train.loop import run_stage, step_rng
+from storyv_lite.train.loop import append_metrics, run_stage, step_rng
 from storyv_lite.train.toonworld import corpus, draw, splits
 from storyv_lite.train.toonworld.scene import ACTIONS, PLACES, POSITIONS, PROPS
 
@@ -67,8 +66,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     def test() -> None:
         report = examine(model, decoder, config.seed, settings.test_frames, config.model.image_size)
         write_checkpoint(out, {**read_checkpoint(out), "judge": report})
-        with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": STAGE, "test": report}) + "\n")
+        append_metrics(out, {"stage": STAGE, "test": report})
 
     return run_stage(
         STAGE,

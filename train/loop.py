@@ -375,6 +375,13 @@ def _restore(
     return StageProgress(**record), resumed_at
 
 
+def append_metrics(out: Path, line: Mapping[str, Any]) -> None:
+    """Add a line to the log of figures of a checkpoint folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 def _log(
     out: Path,
     stage: str,
@@ -383,10 +390,8 @@ def _log(
     speed: float,
     settings: StageConfig,
 ) -> None:
-    line = {"stage": stage, "step": progress.steps, **values, "samples_per_second": round(speed, 3)}
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**line, "seconds": progress.seconds}) + "\n")
+    counted = {"samples_per_second": round(speed, 3), "seconds": progress.seconds}
+    append_metrics(out, {"stage": stage, "step": progress.steps, **values, **counted})
     left = (settings.max_train_steps - progress.steps) * settings.train_batch_size / max(1e-9, speed)
     text = (
         f"{stage} {progress.steps}/{settings.max_train_steps}  loss {values['loss']:.4f}  "

@@ -8,7 +8,6 @@ to carry what a mapper will read out of them in `align`.
 Stories are packed (modeling/packing.py): one pass trains every frame of a story.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from storyv_lite.modeling.packing import IGNORED, Kind, PackedFrame, PackedStori
 from storyv_lite.modeling.story_lm import StoryLM, build_language_model
 from storyv_lite.prompt import Picture, Segment, Text, history, query, text_history
 from storyv_lite.train.language_tokenizer import PAD, save_language_tokenizer, vocabulary_of
-from storyv_lite.train.loop import run_stage, step_rng
+from storyv_lite.train.loop import append_metrics, run_stage, step_rng
 from storyv_lite.train.resolution import resolution
 from storyv_lite.train.telling import Telling, story_length, tell, told, window
 
@@ -78,8 +77,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     def sample(path: Path) -> None:
         report = resolution(lm, vocabulary, settings.validation_stories, config.seed, device)
         step = int(path.stem.rpartition("-")[2])
-        with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": STAGE, "step": step, "resolution": report}) + "\n")
+        append_metrics(out, {"stage": STAGE, "step": step, "resolution": report})
 
     progress = run_stage(
         STAGE,

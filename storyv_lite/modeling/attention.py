@@ -66,13 +66,14 @@ def record_cross_attention(unet: UNet2DConditionModel) -> list[MatmulAttnProcess
 
 
 def attention_mask_loss(
-    probabilities: Sequence[Tensor], masks: Tensor, batch_index: Tensor, positions: Tensor
+    probabilities: Sequence[Tensor], masks: Tensor, batch_index: Tensor, words: Tensor
 ) -> Tensor:
     """Mean attention outside minus inside each character's mask; between -1 and 1, lower is better.
 
-    `probabilities` are recorded softmaxes (B, heads, side*side, T); character k is token `positions[k]` of
-    sample `batch_index[k]` and covers `masks[k]` (K, S, S) in [0,1]. Averaged over heads, then over the
-    characters of a sample, over samples (those without characters count 0) and over modules.
+    `probabilities` are recorded softmaxes (B, heads, side*side, T); character k is told by the tokens
+    `words[k]` (K, T) in {0,1} of sample `batch_index[k]` and covers `masks[k]` (K, S, S) in [0,1]. Summed
+    over its tokens, averaged over heads, then over the characters of a sample, over samples (those without
+    characters count 0) and over modules. With the token of the name alone it is specification A.4.
     """
     batch = probabilities[0].shape[0]
     counts = masks.new_zeros(batch).index_add(0, batch_index, torch.ones_like(masks[:, 0, 0]))
@@ -81,7 +82,8 @@ def attention_mask_loss(
         side = math.isqrt(attention.shape[2])
         inside = _resize(masks, side).flatten(1)[:, None]  # (K, 1, side*side)
         outside = 1 - inside
-        looked = attention[batch_index, :, :, positions].float()  # (K, heads, side*side)
+        told = words.to(attention.dtype)[:, None, :, None]
+        looked = (attention[batch_index] @ told)[..., 0].float()  # (K, heads, side*side)
         in_mean = (looked * inside).sum(-1) / (inside.sum(-1) + 1e-5)
         out_mean = (looked * outside).sum(-1) / (outside.sum(-1) + 1e-5)
         per_character = (out_mean - in_mean).mean(1)

@@ -3,8 +3,9 @@
 Knows pictures and the words of the cartoon world (they stand in its configuration); nothing of stories,
 captions or of the networks that draw. It shares no weight with those, and nothing that is drawn is ever
 chosen by it: it only measures.
-For every cast member it finds where to look (attention over the grid of features) and reads presence, action,
-prop and position there; what it saw there is the character's own vector.
+For every cast member it finds where to look (attention over the grid of features): once at the figure, whose
+vector is the character's own and tells presence, and once at what belongs to it but may lie beside it, as a
+ball does. Action, prop and position are read from both.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from storyv_lite.modeling.autoencoder import ResidualBlock
 
 PATCH = 4  # pixels folded into channels: most of the time would go into full resolution
+LOOKS = 2  # at the figure, at what belongs to it
 HIDDEN = 128  # width of the reader of details
 CHUNK = 32  # pictures read at once
 
@@ -74,11 +76,11 @@ class Judge(ModelMixin, ConfigMixin):  # type: ignore[misc]
             layers += [ResidualBlock(channels) for _ in range(layers_per_block)]
             width = channels
         self.trunk = nn.Sequential(*layers, nn.SiLU())
-        self.where = nn.Conv2d(width, len(cast), 1)
+        self.where = nn.Conv2d(width, LOOKS * len(cast), 1)
         self.place = nn.Linear(width, len(places))
         self.present = nn.Parameter(0.02 * torch.randn(len(cast), width))
         self.absent = nn.Parameter(torch.zeros(len(cast)))
-        self.details = nn.Linear(width + 2, HIDDEN)
+        self.details = nn.Linear(LOOKS * (width + 2), HIDDEN)
         self.member = nn.Parameter(torch.zeros(len(cast), HIDDEN))
         self.detail = nn.Linear(HIDDEN, len(positions) + len(actions) + len(props) + 1)
         self.to(memory_format=torch.channels_last)
@@ -90,9 +92,11 @@ class Judge(ModelMixin, ConfigMixin):  # type: ignore[misc]
         grid = self.trunk(pixels.contiguous(memory_format=torch.channels_last))
         cells = grid.flatten(2).float()  # (B, C, cells)
         looks = self.where(grid).flatten(2).float().softmax(-1)  # (B, K, cells)
-        features, characters = cells.mean(-1), looks @ cells.transpose(1, 2)
-        at = looks @ _coordinates(grid.shape[-1]).to(looks)
-        hidden = self.details(torch.cat([characters, at], dim=-1)) + self.member
+        at = _coordinates(grid.shape[-1]).to(cells).expand(len(cells), -1, -1)
+        seen = torch.cat([cells.transpose(1, 2), at], dim=-1)
+        figures, things = (looks @ seen).chunk(LOOKS, dim=1)  # (B, K, C + 2) each
+        features, characters = cells.mean(-1), figures[..., : cells.shape[1]]
+        hidden = self.details(torch.cat([figures, things], dim=-1)) + self.member
         counts = [len(self.config[name]) for name in ("positions", "actions", "props")]
         read = self.detail(nn.functional.silu(hidden)).float()
         positions, actions, props = read.split([*counts[:2], counts[2] + 1], dim=-1)

@@ -30,7 +30,7 @@ def training_target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, ti
     return noise
 
 
-def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, snr_gamma: float) -> Tensor:
+def snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, snr_gamma: float) -> Tensor:
     """Loss weight per sample (B,): min(SNR, gamma) in the units of the prediction (Hang et al., 2023).
 
     For velocities it is min(SNR, gamma) + 1, the velocity's own weight (Salimans & Ho, 2022) with a cap:
@@ -43,8 +43,12 @@ def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, snr_gamma: floa
     return snr.clamp(max=snr_gamma) / snr.clamp(min=1e-8)
 
 
-def spread_timesteps(scheduler: DDPMScheduler, batch_size: int) -> Tensor:
-    """Random timesteps (B,), one from each of B equal parts of the schedule: uniform, with less variance."""
+def spread_timesteps(scheduler: DDPMScheduler, batch_size: int, shift: float = 1.0) -> Tensor:
+    """Random timesteps (B,), one from each of B equally likely parts of the schedule: with less variance.
+
+    Uniform at a `shift` of 1; above it noisier steps are likelier, by that factor at the noisiest
+    (t = shift u / (1 + (shift - 1) u) for a uniform u: Esser et al., 2024).
+    """
     steps = int(scheduler.config.num_train_timesteps)
     parts = (torch.arange(batch_size) + torch.rand(batch_size)) / batch_size
-    return (parts * steps).long().clamp(max=steps - 1)
+    return (shift * parts / (1 + (shift - 1) * parts) * steps).long().clamp(max=steps - 1)

@@ -32,6 +32,11 @@ def looking(weight: float, side: int = 8, tokens: int = 5) -> tuple[torch.Tensor
     return attention, mask
 
 
+def word(*positions: int) -> torch.Tensor:
+    """Characters that are told by one token of five each."""
+    return torch.nn.functional.one_hot(torch.tensor(positions, dtype=torch.long), 5)
+
+
 def test_recording_does_not_change_the_prediction() -> None:
     unet = tiny()
     with torch.no_grad():
@@ -75,24 +80,34 @@ def test_the_loss_is_lower_when_attention_is_inside_the_mask() -> None:
     values = []
     for weight in (0.9, 0.5, 0.1):
         attention, mask = looking(weight)
-        values.append(float(attention_mask_loss([attention], mask, zero, zero + 2)))
+        values.append(float(attention_mask_loss([attention], mask, zero, word(2))))
     assert values == pytest.approx([-0.8, 0.0, 0.8], abs=1e-4)
 
 
 def test_characters_are_averaged_within_a_sample_and_empty_samples_count_nothing() -> None:
     attention, mask = looking(0.9)
     two = torch.cat([attention, attention])
-    once = attention_mask_loss([two], mask, torch.tensor([1]), torch.tensor([2]))
-    twice = attention_mask_loss([two], mask.repeat(2, 1, 1), torch.tensor([1, 1]), torch.tensor([2, 2]))
+    once = attention_mask_loss([two], mask, torch.tensor([1]), word(2))
+    twice = attention_mask_loss([two], mask.repeat(2, 1, 1), torch.tensor([1, 1]), word(2, 2))
     assert float(once) == pytest.approx(-0.4, abs=1e-4)
     assert float(twice) == pytest.approx(float(once), abs=1e-4)
     none = torch.zeros(0, dtype=torch.long)
-    assert float(attention_mask_loss([two], torch.zeros(0, 8, 8), none, none)) == 0.0
+    assert float(attention_mask_loss([two], torch.zeros(0, 8, 8), none, word())) == 0.0
+
+
+def test_what_several_words_of_a_character_look_at_adds_up() -> None:
+    zero = torch.tensor([0])
+    attention, mask = looking(0.9)
+    attention[:, :, :, 1] = attention[:, :, :, 2] / 9
+    name = float(attention_mask_loss([attention], mask, zero, word(2)))
+    other = float(attention_mask_loss([attention], mask, zero, word(1)))
+    both = float(attention_mask_loss([attention], mask, zero, word(1) + word(2)))
+    assert both == pytest.approx(name + other, abs=1e-5) and name != other
 
 
 def test_masks_are_resized_softly() -> None:
     attention, _ = looking(0.9, side=8)
     fine = torch.zeros(1, 16, 16)
     fine[:, :, :8] = 1
-    value = attention_mask_loss([attention], fine, torch.tensor([0]), torch.tensor([2]))
+    value = attention_mask_loss([attention], fine, torch.tensor([0]), word(2))
     assert float(value) < -0.6

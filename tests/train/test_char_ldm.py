@@ -124,6 +124,26 @@ def test_every_named_actor_gets_a_picture_and_a_mask_at_its_name(earlier: Path) 
     assert all(any(name.endswith(word) for name in char_ldm.NAMES) for word in words), words
 
 
+def test_in_plain_words_all_that_tells_of_a_character_looks_inside_its_mask(earlier: Path) -> None:
+    tokenizer = batches_of(micro(), earlier).tokenizer
+    clauses = ["Milo running left with a ball", "Kiki waving right with still hands", "in town"]
+    encoded = tokenizer.encode(", ".join(clauses) + ".", ("milo", "kiki"))
+    file = Tokenizer.from_file(str(earlier / "tokenizers" / "text_encoder" / "tokenizer.json"))
+    told = []
+    for words in char_ldm.told_by(tokenizer, encoded, clauses):
+        pieces = [file.id_to_token(piece) or "" for piece in encoded.ids[0, words.numpy() > 0].tolist()]
+        told.append("".join(pieces).split("Ġ")[-6:])
+    assert told == [clause.lower().split() for clause in clauses[:2]]
+
+
+def test_in_a_caption_as_written_the_name_alone_looks_inside_the_mask(earlier: Path) -> None:
+    tokenizer = batches_of(micro(), earlier).tokenizer
+    caption = "Milo is waving to Luna in the snow."
+    encoded = tokenizer.encode(caption, ("milo", "luna"))
+    words = char_ldm.told_by(tokenizer, encoded, [caption])
+    assert [row.nonzero().flatten().tolist() for row in words] == [[p] for p in encoded.positions.tolist()]
+
+
 def test_a_batch_is_a_function_of_its_step(earlier: Path) -> None:
     batches = batches_of(micro(), earlier)
     once, again, other = batches(3), batches(3), batches(4)

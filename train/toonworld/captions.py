@@ -124,13 +124,18 @@ def plain(scene: Scene, placed: bool) -> str:
 
     Characters stand in the order of the cast. `placed` says left, middle or right; else that is left open.
     """
+    return ", ".join(plain_clauses(scene, placed)) + "."
+
+
+def plain_clauses(scene: Scene, placed: bool) -> list[str]:
+    """What `plain` joins: one clause for each character, the place last."""
     order = [who.name for who in CAST + HELD_OUT]
     clauses = [
         f"{actor.name.capitalize()} {actor.action} {actor.position if placed else 'there'} "
         f"with {THING[actor.prop] if actor.prop else 'still hands'}"
         for actor in sorted(scene.actors, key=lambda actor: order.index(actor.name))
     ]
-    return ", ".join([*clauses, IN[scene.place][0]]) + "."
+    return [*clauses, IN[scene.place][0]]
 
 
 def says_position(text: str) -> bool:
