@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from storyv_lite.config import CharLDMStage, TrainConfig
 from storyv_lite.errors import BundleError, ConfigError
@@ -38,18 +39,19 @@ from storyv_lite.train.conditioning import (
     load_text_tokenizer,
 )
 from storyv_lite.train.data import FrameSet
+from storyv_lite.train.image_text import DETAILS, NAMES, truth_loss, truths
 from storyv_lite.train.latents import LatentSet
 from storyv_lite.train.loop import parameter_groups, precision, run_stage, seed_step, step_rng
 from storyv_lite.train.parallel import GradientHelpers
+from storyv_lite.train.text_tokenizer import EOS
 from storyv_lite.train.toonworld import captions, draw
-from storyv_lite.train.toonworld.cast import CAST
+from storyv_lite.train.toonworld.scene import PLACES
 
 STAGE = "char_ldm"
 PLAIN_CAPTION = 0.6  # share of captions in the plain words that stage 2 aims at
-PLACED = 0.7  # share of those that say who is left, in the middle or right
-TEXT_LEARNING_RATE = 0.3  # part of the learning rate that the caption encoder learns with
+READING_WEIGHT = 0.1  # of the loss of who, where, doing what, with what as read out of the conditioning
+TEXT_LEARNING_RATE = 0.5  # part of the learning rate that the caption encoder learns with
 MASK_SIZE = 64
-NAMES = tuple(who.name for who in CAST)
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,13 @@ class Batch:
     inputs: ConditioningInputs
     masks: Tensor  # (K, MASK_SIZE, MASK_SIZE) in [0,1], one per merged name
     words: Tensor  # (K, T) in {0,1}, the tokens that are to look inside that mask
+    places: Tensor  # (B,)
+    present: Tensor  # (B, cast), 0 or 1
+    details: Tensor  # (B, cast, 3): position, action, prop of who is present
+    who: Tensor  # (K,) index into the cast
 
     def to(self, device: torch.device | str) -> "Batch":
-        tensors = (self.masks.to(device), self.words.to(device))
-        return Batch(self.latents.to(device), self.inputs.to(device), *tensors)
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True)
@@ -103,17 +108,57 @@ class Batches:
             chosen.append([slots[name] for name in encoded.names])
             masks += [covered[row, actors[name]] for name in encoded.names]
             words += told_by(self.tokenizer, encoded, clauses)
-        inputs = collate(tokens, pictures, chosen)
-        if not masks:
-            empty = torch.zeros(0, MASK_SIZE, MASK_SIZE), torch.zeros(0, inputs.input_ids.shape[1])
-            return Batch(self.latents(indices), inputs, *empty)
-        return Batch(self.latents(indices), inputs, torch.stack(masks), torch.stack(words))
+        inputs, scenes = collate(tokens, pictures, chosen), [self.frames.scenes[i] for i in indices]
+        return Batch(
+            self.latents(indices),
+            inputs,
+            torch.stack(masks) if masks else torch.zeros(0, MASK_SIZE, MASK_SIZE),
+            torch.stack(words) if words else torch.zeros(0, inputs.input_ids.shape[1]),
+            *truths(scenes),
+            torch.tensor([NAMES.index(name) for one in tokens for name in one.names], dtype=torch.long),
+        )
 
     def clauses(self, index: int, rng: np.random.Generator) -> list[str]:
         """A caption: as written it is one clause, in plain words one for each character and the place."""
         if rng.random() < PLAIN_CAPTION:
-            return captions.plain_clauses(self.frames.scenes[index], placed=rng.random() < PLACED)
+            return captions.plain_clauses(self.frames.scenes[index], placed=True)
         return [self.frames.caption(index, rng)]
+
+
+class Reader(nn.Module):
+    """Reads out of the conditioning what the caption tells; learns beside the encoder and is not kept.
+
+    In plain words every word of a clause must know of whom it is, and the last one all that is told of that
+    character; the end token of any caption must know the whole scene. Without it, words that a denoiser
+    needs late, such as left and right, stay nearly the same to it.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.name = nn.Linear(hidden_size, len(NAMES))
+        self.details = nn.Linear(hidden_size, sum(DETAILS))
+        self.truth = nn.Linear(hidden_size, len(PLACES) + len(NAMES) * (1 + sum(DETAILS)))
+
+    def forward(self, conditioning: Tensor, batch: Batch) -> Tensor:
+        """The sum of all cross-entropies for conditioning (B,T,C)."""
+        ids = batch.inputs.input_ids
+        told = (ids[:, 1] != EOS).nonzero().flatten()  # captions that are not empty
+        if not len(told):
+            return conditioning.new_zeros(())
+        end = conditioning[told, (ids[told] == EOS).int().argmax(1)]
+        truth, _ = truth_loss(
+            self.truth(end).float(), batch.places[told], batch.present[told], batch.details[told]
+        )
+        rows = (batch.words.sum(1) > 1).nonzero().flatten()
+        if not len(rows):
+            return truth
+        words, row, who = batch.words[rows], batch.inputs.batch_index[rows], batch.who[rows]
+        clause, position = words.nonzero(as_tuple=True)
+        names = F.cross_entropy(self.name(conditioning[row[clause], position]).float(), who[clause])
+        last = words.shape[1] - 1 - words.flip(1).argmax(1)
+        read = self.details(conditioning[row, last]).float().split(DETAILS, dim=-1)
+        right = batch.details[row, who]
+        return truth + names + sum(F.cross_entropy(read[i], right[:, i]) for i in range(len(DETAILS)))
 
 
 @dataclass(frozen=True)
@@ -122,6 +167,7 @@ class Objective:
 
     settings: CharLDMStage
     conditioner: Conditioner
+    reader: Reader | None  # None where the conditioning does not learn
     unet: nn.Module
     scheduler: DDPMScheduler
     recorders: Sequence[MatmulAttnProcessor]  # of the supervised cross-attentions; empty without supervision
@@ -133,7 +179,8 @@ class Objective:
             noise.device
         )
         noisy = self.scheduler.add_noise(batch.latents, noise, timesteps)
-        predicted = self.unet(noisy, timesteps, self.conditioner(batch.inputs)).sample.float()
+        conditioning = self.conditioner(batch.inputs)
+        predicted = self.unet(noisy, timesteps, conditioning).sample.float()
         target = training_target(self.scheduler, batch.latents, noise, timesteps)
         if random.random() < self.settings.mask_loss_prob:
             foreground = _foreground(batch, predicted.shape[-1])
@@ -148,6 +195,9 @@ class Objective:
             inputs = batch.inputs
             attention = attention_mask_loss(looked, batch.masks, inputs.batch_index, batch.words)
             loss, losses["attention"] = loss + self.settings.reg_weight * attention, attention.detach()
+        if self.reader is not None:
+            reading = self.reader(conditioning, batch)
+            loss, losses["reading"] = loss + READING_WEIGHT * reading, reading.detach()
         return {"loss": loss, **losses}
 
 
@@ -203,8 +253,11 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     portraits = {name: draw.portrait(name, shape.vision.image_size) for name in NAMES}
     batches = Batches(config, frames, latents, tokenizer, portraits)
     recorders = record_cross_attention(unet.to(device)) if settings.reg_weight else []
-    objective = Objective(settings, conditioner, unet, scheduler, recorders)
+    reads = settings.train_text_encoder and not settings.unet_only
+    reader = Reader(shape.text.hidden_size) if reads else None
+    objective = Objective(settings, conditioner, reader, unet, scheduler, recorders)
     components = {"unet": unet, **vars(conditioner)}
+    extras = {"reader": reader} if reader is not None else {}
 
     def work(step: int, rank: int) -> Tensor:
         seed_step(config.seed, f"{STAGE}/{rank}", step)
@@ -213,7 +266,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         ):
             return objective(batches(step, rank))["loss"]
 
-    helpers = GradientHelpers(settings.processes - 1, components.values(), work)
+    helpers = GradientHelpers(settings.processes - 1, [*components.values(), *extras.values()], work)
 
     def own_batch(step: int) -> Batch:
         helpers.start(step)
@@ -223,7 +276,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         losses = objective(batch.to(device))
         return {**losses, "loss": helpers.finish(losses["loss"])}
 
-    learned: list[nn.Module] = [unet, conditioner.fusion, conditioner.character_encoder]
+    learned: list[nn.Module] = [unet, conditioner.fusion, conditioner.character_encoder, *extras.values()]
     groups = parameter_groups(learned, settings.weight_decay)
     groups += parameter_groups([conditioner.text_encoder], settings.weight_decay, TEXT_LEARNING_RATE)
     progress = run_stage(
@@ -236,6 +289,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         seed=config.seed,
         device=device,
         minutes=minutes,
+        extras=extras,
         groups=groups,
         sample=lambda path: preview.draw_sheet(
             preview.CAPTIONS, portraits, conditioner, unet, vae, tokenizer, scheduler, config, path
@@ -266,4 +320,4 @@ def _foreground(batch: Batch, size: int) -> Tensor:
     """Where the named characters of each sample are: (B, 1, size, size) in [0,1]."""
     union = batch.masks.new_zeros(len(batch.latents), MASK_SIZE, MASK_SIZE)
     union = union.index_add(0, batch.inputs.batch_index, batch.masks).clamp(max=1)
-    return nn.functional.interpolate(union[:, None], size=(size, size), mode="bilinear", align_corners=False)
+    return F.interpolate(union[:, None], size=(size, size), mode="bilinear", align_corners=False)

@@ -89,7 +89,9 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         contrast = (F.cross_entropy(similar, own) + F.cross_entropy(similar.T, own)) / 2
         who = scale * pictures[count:] @ texts[count:].T
         character = F.cross_entropy(who, batch.characters)
-        truth, known = truth_loss(heads.truth(pooled[:count]).float(), batch)
+        truth, known = truth_loss(
+            heads.truth(pooled[:count]).float(), batch.places, batch.present, batch.details
+        )
         return {
             "loss": contrast + character + truth,
             "contrast": contrast.detach(),
@@ -192,15 +194,15 @@ def truths(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
     return places, present, details
 
 
-def truth_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of everything true about the frames, and the share of details read correctly."""
+def truth_loss(logits: Tensor, places: Tensor, present: Tensor, details: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of everything true about scenes (see `truths`), and the share of details read right."""
     place, rest = logits[:, : len(PLACES)], logits[:, len(PLACES) :].view(len(logits), len(NAMES), -1)
-    loss = F.cross_entropy(place, batch.places)
-    loss = loss + F.binary_cross_entropy_with_logits(rest[..., 0], batch.present)
-    here, right = batch.present > 0, []
+    loss = F.cross_entropy(place, places)
+    loss = loss + F.binary_cross_entropy_with_logits(rest[..., 0], present)
+    here, right = present > 0, []
     for detail, scores in enumerate(torch.split(rest[..., 1:], DETAILS, dim=-1)):
-        loss = loss + F.cross_entropy(scores[here], batch.details[..., detail][here])
-        right.append((scores[here].argmax(1) == batch.details[..., detail][here]).float().mean())
+        loss = loss + F.cross_entropy(scores[here], details[..., detail][here])
+        right.append((scores[here].argmax(1) == details[..., detail][here]).float().mean())
     return loss, torch.stack(right).mean()
 
 

@@ -20,6 +20,7 @@ from storyv_lite.presets import load_config
 from storyv_lite.train import autoencoder, char_ldm, image_text, preview
 from storyv_lite.train.conditioning import Conditioner, load_text_tokenizer, with_portraits
 from storyv_lite.train.data import FrameSet
+from storyv_lite.train.image_text import NAMES
 from storyv_lite.train.latents import LatentSet
 from storyv_lite.train.toonworld import draw
 from storyv_lite.train.toonworld.corpus import text_corpus
@@ -70,7 +71,7 @@ def batches_of(config: TrainConfig, out: Path) -> char_ldm.Batches:
     )
     tokenizer = load_text_tokenizer(out, config.model.text.max_position_embeddings)
     size = config.model.vision.image_size
-    portraits = {name: draw.portrait(name, size) for name in char_ldm.NAMES}
+    portraits = {name: draw.portrait(name, size) for name in NAMES}
     return char_ldm.Batches(config, frames, latents, tokenizer, portraits)
 
 
@@ -121,7 +122,7 @@ def test_every_named_actor_gets_a_picture_and_a_mask_at_its_name(earlier: Path) 
     file = Tokenizer.from_file(str(earlier / "tokenizers" / "text_encoder" / "tokenizer.json"))
     ids = inputs.input_ids[inputs.batch_index, inputs.positions]
     words = [(file.id_to_token(token) or "").removeprefix("Ġ") for token in ids.tolist()]
-    assert all(any(name.endswith(word) for name in char_ldm.NAMES) for word in words), words
+    assert all(any(name.endswith(word) for name in NAMES) for word in words), words
 
 
 def test_in_plain_words_all_that_tells_of_a_character_looks_inside_its_mask(earlier: Path) -> None:
@@ -142,6 +143,34 @@ def test_in_a_caption_as_written_the_name_alone_looks_inside_the_mask(earlier: P
     encoded = tokenizer.encode(caption, ("milo", "luna"))
     words = char_ldm.told_by(tokenizer, encoded, [caption])
     assert [row.nonzero().flatten().tolist() for row in words] == [[p] for p in encoded.positions.tolist()]
+
+
+def test_the_reader_asks_for_what_the_caption_tells(earlier: Path) -> None:
+    """Conditioning in which every word holds the truth is read rightly, one in which all are alike is not."""
+    batch = batches_of(micro(uncondition_prob=0.0, text_only_prob=0.0, train_batch_size=8), earlier)(0)
+    reader = char_ldm.Reader(96)
+    optimizer = torch.optim.Adam(reader.parameters(), 0.03)
+    knowing = torch.zeros(*batch.inputs.input_ids.shape, 96)
+    knowing[:, :, 0] = 1.0
+    rows = torch.arange(8)
+    knowing[rows, :, 1 + rows] = 3.0  # of which picture
+    for k, (row, who) in enumerate(zip(batch.inputs.batch_index.tolist(), batch.who.tolist(), strict=True)):
+        knowing[row, batch.words[k] > 0, 20 + who] = 3.0
+    empty = torch.ones(1, 1, 96).expand_as(knowing)
+    results = []
+    for conditioning in (knowing, empty):
+        for _ in range(150):
+            optimizer.zero_grad()
+            loss = reader(conditioning, batch)
+            loss.backward()
+            optimizer.step()
+        results.append(float(loss.detach()))
+    assert results[0] < 0.2 < 3 < results[1]
+
+
+def test_the_reader_asks_nothing_of_empty_captions(earlier: Path) -> None:
+    batch = batches_of(micro(uncondition_prob=1.0, train_batch_size=2), earlier)(0)
+    assert float(char_ldm.Reader(8)(torch.ones(*batch.inputs.input_ids.shape, 8), batch)) == 0.0
 
 
 def test_a_batch_is_a_function_of_its_step(earlier: Path) -> None:

@@ -47,6 +47,7 @@ from storyv_lite.train.toonworld.phrases import (
 from storyv_lite.train.toonworld.scene import POSITIONS, Actor, Scene
 
 MAX_WORDS = 28
+LAYOUT = {1: ("middle",), 2: ("left", "right"), 3: POSITIONS}  # where nothing is said
 MOVES: Mapping[str, Mapping[str, tuple[str, ...]]] = {"go": GOES, "come": COMES, "return": RETURNS}
 
 
@@ -122,7 +123,8 @@ def spell_what(what: What) -> str:
 def plain(scene: Scene, placed: bool) -> str:
     """The one wording in which every fact has its own place: no two scenes differ in more than their words.
 
-    Characters stand in the order of the cast. `placed` says left, middle or right; else that is left open.
+    Characters stand in the order of the cast. `placed` says where they are; else that was left open, and the
+    order of the cast is the order from left to right.
     """
     return ", ".join(plain_clauses(scene, placed)) + "."
 
@@ -130,10 +132,12 @@ def plain(scene: Scene, placed: bool) -> str:
 def plain_clauses(scene: Scene, placed: bool) -> list[str]:
     """What `plain` joins: one clause for each character, the place last."""
     order = [who.name for who in CAST + HELD_OUT]
+    actors = sorted(scene.actors, key=lambda actor: order.index(actor.name))
+    positions = [actor.position for actor in actors] if placed else LAYOUT[len(actors)]
     clauses = [
-        f"{actor.name.capitalize()} {actor.action} {actor.position if placed else 'there'} "
+        f"{actor.name.capitalize()} {actor.action} {position} "
         f"with {THING[actor.prop] if actor.prop else 'still hands'}"
-        for actor in sorted(scene.actors, key=lambda actor: order.index(actor.name))
+        for actor, position in zip(actors, positions, strict=True)
     ]
     return [*clauses, IN[scene.place][0]]
 
