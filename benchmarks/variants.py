@@ -231,7 +231,7 @@ def _share_frames(place: Workplace, folder: Path) -> None:
     if all(link.is_symlink() for link in links):
         return
     frames = FrameSet.open_or_make(drawn, config.seed, config.data.frames, "train", config.model.image_size)
-    LatentSet.open_or_make(encoded, frames, drawn, autoencoder.load(folder), folder / "autoencoder")
+    LatentSet.open_or_make(encoded, frames, drawn, autoencoder.load(folder))
     (folder / "state").mkdir(exist_ok=True)
     for link, shared in links.items():
         link.unlink(missing_ok=True)

@@ -146,6 +146,7 @@ class AutoencoderStage(StageConfig):
     train_batch_size: int = 8
     learning_rate: float = 2e-3
     encoder_ratio: float = 0.75  # part of the steps in which the encoder learns too; 0: the decoder alone
+    latents_of: str = ""  # a checkpoint whose latents the encoder keeps to, so that later stages stay valid
     kl_weight: float = 1e-5
     gradient_weight: float = 0.5  # L1 of picture gradients: crisp edges
     character_weight: float = 2.0  # extra weight of pixels inside a character's mask: crisp faces
@@ -184,7 +185,7 @@ class CharLDMStage(StageConfig):
     train_text_encoder: bool = True  # the paper freezes CLIP; ours has seen little and learns on
     portrait_prob: float = 0.5  # a character's picture is its portrait, else it is cut out of the frame
     trainable_vision_layers: int = 2  # last layers of the character encoder that learn
-    unet_only: bool = False  # everything else stays, so that `align` may begin in a copy of the checkpoint
+    conditioning_ratio: float = 0.5  # part of the steps in which encoders and fusion learn; 0: the UNet alone
     processes: int = 1  # that share every batch, one thread each; 2 is faster than 2 threads on a small CPU
 
 

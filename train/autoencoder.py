@@ -3,8 +3,9 @@
 For three quarters of the steps encoder and decoder learn together; then the encoder rests and the decoder
 learns to forgive the small errors a denoiser makes. At the end the latents' mean and spread are measured and
 stored in the component's configuration, where every later stage finds them.
-A decoder can be trained further beside everything that was built on its latents:
-`--set autoencoder.encoder_ratio=0` and more steps.
+Training can go on beside everything that was built on the latents: the decoder alone with more steps and
+`--set autoencoder.encoder_ratio=0`, both with `--set autoencoder.latents_of=CHECKPOINT`, where the encoder
+keeps close to the latents of that checkpoint.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from storyv_lite.config import TrainConfig
-from storyv_lite.errors import BundleError
+from storyv_lite.errors import BundleError, ConfigError
 from storyv_lite.modeling.autoencoder import Autoencoder, PretrainedAutoencoder, ToonAutoencoder
 from storyv_lite.modeling.checkpoints import has_component, load_component, save_component
 from storyv_lite.train.data import FrameSet
@@ -24,6 +25,7 @@ from storyv_lite.train.loop import run_stage, step_rng
 STAGE = "autoencoder"
 LATENT_NOISE = 0.1  # of a channel's spread, added in front of the decoder in the rest of the steps
 MEASURED_FRAMES = 2000
+KEEPING = 0.2  # weight of the squared distance to the latents that are to be kept
 
 
 def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | None = None) -> bool:
@@ -45,6 +47,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     frames = FrameSet.open_or_make(out / "state" / "frames-train", config.seed, count, "train", size)
     shown = FrameSet.open_or_make(out / "state" / "frames-shown", config.seed, 16, "validation", size)
     encoder_steps = int(settings.encoder_ratio * settings.max_train_steps)
+    kept = _kept(Path(settings.latents_of), out, device) if settings.latents_of else None
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
         indices = step_rng(config.seed, STAGE, step).integers(count, size=settings.train_batch_size)
@@ -68,19 +71,22 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         kl = posterior.kl().mean() / latents[0].numel()
         reconstruction = (weight * error.abs()).mean() + (weight * squared).mean()
         loss = reconstruction + settings.gradient_weight * (across + down) + settings.kl_weight * kl
-        psnr = -10 * torch.log10(squared.detach().mean() / 4)
-        return {"loss": loss, "psnr": psnr, "kl": kl}
+        losses = {"psnr": -10 * torch.log10(squared.detach().mean() / 4), "kl": kl}
+        if learns and kept is not None:
+            losses["moved"] = moved(kept, pixels, posterior.mode())
+            loss = loss + KEEPING * losses["moved"]
+        return {"loss": loss, **losses}
 
     def sample(path: Path) -> None:
         pixels = shown.pictures(np.arange(len(shown))).to(device)
         _sheet(pixels, model.decode(model.encode(pixels).latent_dist.mode()).sample, path)
 
     def measure() -> None:
-        """Latents of an encoder that rested keep the statistics that other stages were trained with."""
-        if encoder_steps or not has_component(out / "autoencoder"):
+        """Latents that were kept keep the statistics that other stages were trained with."""
+        if kept is None and (encoder_steps or not has_component(out / "autoencoder")):
             _measure(model, frames, device, min(MEASURED_FRAMES, count))
         else:
-            old = load(out).config
+            old = (kept or load(out)).config
             model.register_to_config(latents_mean=old.latents_mean, latents_std=old.latents_std)
 
     return run_stage(
@@ -105,6 +111,27 @@ def load(out: Path, device: str = "cpu") -> Autoencoder:
         raise BundleError(f"`{out / 'autoencoder'}` holds `{type(model).__name__}`, no autoencoder")
     frozen: Autoencoder = model.requires_grad_(False).to(device)
     return frozen
+
+
+def moved(kept: Autoencoder, pixels: Tensor, latents: Tensor) -> Tensor:
+    """Mean squared distance of latents to those that `kept` gives of the pictures (B,3,S,S), normalised."""
+    with torch.no_grad():
+        old = kept.normalize(kept.encode(pixels).latent_dist.mode().float())
+    return (kept.normalize(latents.float()) - old).square().mean()
+
+
+def _kept(folder: Path, out: Path, device: str) -> Autoencoder:
+    if folder.resolve() == out.resolve():
+        raise ConfigError(
+            f"`autoencoder.latents_of` is `{folder}`, the folder that is trained in; another one is needed",
+            hint=f"cp -r {folder} {folder}-before",
+        )
+    if not has_component(folder / "autoencoder"):
+        raise BundleError(f"`{folder}` of `autoencoder.latents_of` holds no `autoencoder`")
+    kept = load(folder, device)
+    if kept.config.get("latents_mean") is None:
+        raise BundleError(f"`{folder / 'autoencoder'}` is not finished: its latents are not measured yet")
+    return kept
 
 
 @torch.no_grad()

@@ -60,6 +60,9 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         read = (scores.positions, scores.actions, scores.props)
         for detail, name in enumerate(("positions", "actions", "props")):
             losses[name] = F.cross_entropy(read[detail][here], details[..., detail][here])
+        held = F.one_hot(details[..., 2], len(PROPS) + 1)[..., : len(PROPS)] * here[..., None]
+        things = held.amax(1).float()
+        losses["things"] = F.binary_cross_entropy_with_logits(scores.things, things) * len(PROPS)
         exact = ((scores.present > 0) == here).all(1).float().mean()
         return {"loss": torch.stack(list(losses.values())).sum(), **losses, "exact": exact}
 

@@ -1,6 +1,6 @@
 """Latents of training frames: encoded when first asked for, kept in a memory-mapped file of 16-bit floats.
 
-A set belongs to one autoencoder and one set of frames; another one found in its place is replaced. A frame's
+A set belongs to one encoder and one set of frames; another one found in its place is replaced. A frame's
 flag is set after its latents, so a kill leaves nothing to repair.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from storyv_lite.modeling.autoencoder import ToonAutoencoder
-from storyv_lite.modeling.checkpoints import WEIGHTS, write_json
+from storyv_lite.modeling.checkpoints import write_json
 from storyv_lite.train.data import FrameSet
 
 
@@ -31,13 +31,13 @@ class LatentSet:
 
     @staticmethod
     def open_or_make(
-        folder: Path, frames: FrameSet, frames_folder: Path, autoencoder: ToonAutoencoder, weights: Path
+        folder: Path, frames: FrameSet, frames_folder: Path, autoencoder: ToonAutoencoder
     ) -> "LatentSet":
-        """Open the set in `folder`, or begin it; `weights` is where the autoencoder was loaded from."""
+        """Open the set in `folder`, or begin it; a decoder that learned on changes nothing."""
         names = ("latents_mean", "latents_std", "scaling_factor")
         statistics = {name: autoencoder.config.get(name) for name in names}  # measured after the weights
         key = {
-            "autoencoder": hashlib.sha256((weights / WEIGHTS).read_bytes()).hexdigest(),
+            "encoder": _sum(autoencoder),
             "statistics": json.loads(json.dumps(statistics)),
             "frames": json.loads((frames_folder / "frames.json").read_text(encoding="utf-8")),
         }
@@ -67,3 +67,12 @@ class LatentSet:
             self.values[index] = self.autoencoder.normalize(mean.float())[0].cpu().numpy()
             self.encoded[index] = 1
         return torch.from_numpy(self.values[indices]).float()
+
+
+def _sum(autoencoder: ToonAutoencoder) -> str:
+    """SHA-256 of the weights that make latents of pictures."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(autoencoder.state_dict().items()):
+        if not name.startswith(("decoder.", "post_quant_conv.")):
+            digest.update(name.encode() + weight.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

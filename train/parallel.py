@@ -60,6 +60,8 @@ class GradientHelpers:
         for pipe in self._pipes:
             pipe.recv()
         for index, parameter in enumerate(self._learned):
+            if not parameter.requires_grad:  # no longer learned
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             for gradients in self._gradients:

@@ -5,7 +5,8 @@ captions or of the networks that draw. It shares no weight with those, and nothi
 chosen by it: it only measures.
 For every cast member it finds where to look (attention over the grid of features): once at the figure, whose
 vector is the character's own and tells presence, and once at what belongs to it but may lie beside it, as a
-ball does. Action, prop and position are read from both.
+ball does. Action, prop and position are read from both. Which things are anywhere in the picture is said
+cell by cell: what is as small as a ball is otherwise learned late.
 """
 
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ class Scores(NamedTuple):
     positions: Tensor  # (B, K, positions)
     actions: Tensor  # (B, K, actions)
     props: Tensor  # (B, K, props + 1), the last one: none
+    things: Tensor  # (B, props), whether one of each is anywhere in the picture
     features: Tensor  # (B, C), of the whole picture
     characters: Tensor  # (B, K, C), of what was seen where each cast member would be
 
@@ -77,6 +79,7 @@ class Judge(ModelMixin, ConfigMixin):  # type: ignore[misc]
             width = channels
         self.trunk = nn.Sequential(*layers, nn.SiLU())
         self.where = nn.Conv2d(width, LOOKS * len(cast), 1)
+        self.thing = nn.Conv2d(width, len(props), 1)
         self.place = nn.Linear(width, len(places))
         self.present = nn.Parameter(0.02 * torch.randn(len(cast), width))
         self.absent = nn.Parameter(torch.zeros(len(cast)))
@@ -94,14 +97,16 @@ class Judge(ModelMixin, ConfigMixin):  # type: ignore[misc]
         looks = self.where(grid).flatten(2).float().softmax(-1)  # (B, K, cells)
         at = _coordinates(grid.shape[-1]).to(cells).expand(len(cells), -1, -1)
         seen = torch.cat([cells.transpose(1, 2), at], dim=-1)
-        figures, things = (looks @ seen).chunk(LOOKS, dim=1)  # (B, K, C + 2) each
+        figures, beside = (looks @ seen).chunk(LOOKS, dim=1)  # (B, K, C + 2) each
         features, characters = cells.mean(-1), figures[..., : cells.shape[1]]
-        hidden = self.details(torch.cat([figures, things], dim=-1)) + self.member
+        hidden = self.details(torch.cat([figures, beside], dim=-1)) + self.member
         counts = [len(self.config[name]) for name in ("positions", "actions", "props")]
         read = self.detail(nn.functional.silu(hidden)).float()
         positions, actions, props = read.split([*counts[:2], counts[2] + 1], dim=-1)
         present = (characters * self.present).sum(-1) - self.absent
-        return Scores(self.place(features).float(), present, positions, actions, props, features, characters)
+        things = self.thing(grid).flatten(2).float().amax(-1)
+        place = self.place(features).float()
+        return Scores(place, present, positions, actions, props, things, features, characters)
 
     @torch.no_grad()
     def read(self, images: NDArray[np.uint8]) -> Verdict:

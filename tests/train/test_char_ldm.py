@@ -66,9 +66,7 @@ def write_earlier_stages(out: Path, config: TrainConfig) -> Path:
 def batches_of(config: TrainConfig, out: Path) -> char_ldm.Batches:
     folder = out / "state" / "frames-train"
     frames = FrameSet.open_or_make(folder, config.seed, config.data.frames, "train", config.model.image_size)
-    latents = LatentSet.open_or_make(
-        out / "state" / "latents-train", frames, folder, autoencoder.load(out), out / "autoencoder"
-    )
+    latents = LatentSet.open_or_make(out / "state" / "latents-train", frames, folder, autoencoder.load(out))
     tokenizer = load_text_tokenizer(out, config.model.text.max_position_embeddings)
     size = config.model.vision.image_size
     portraits = {name: draw.portrait(name, size) for name in NAMES}
@@ -209,9 +207,16 @@ def test_latents_are_kept_between_openings_until_the_autoencoder_changes(tmp_pat
     torch.testing.assert_close(batches_of(config, out).latents(four), kept / 2, atol=1e-2, rtol=1e-2)
 
     with torch.no_grad():
-        next(vae.parameters()).add_(0.1)
+        next(vae.encoder.parameters()).add_(0.1)
     save_component(vae, out / "autoencoder")
-    assert not batches_of(config, out).latents.encoded.any()
+    moved = batches_of(config, out).latents
+    assert not moved.encoded.any()
+    moved(four)
+
+    with torch.no_grad():
+        next(vae.decoder.parameters()).add_(0.1)  # a decoder that learned on changes no latent
+    save_component(vae, out / "autoencoder")
+    assert batches_of(config, out).latents.encoded.any()
 
 
 def test_a_few_steps_lower_the_loss_and_store_every_component(fresh: Callable[[str], Path]) -> None:
@@ -242,15 +247,28 @@ def test_only_the_last_layers_of_the_character_encoder_learn(fresh: Callable[[st
 def test_the_denoiser_alone_goes_on_and_what_conditions_it_stays(fresh: Callable[[str], Path]) -> None:
     out = fresh("out")
     with pytest.raises(BundleError, match="character_encoder"):
-        char_ldm.train(micro(unet_only=True), out)
+        char_ldm.train(micro(conditioning_ratio=0.0), out)
     char_ldm.train(micro(max_train_steps=2), out)
     shutil.rmtree(out / "state" / "char_ldm")
     names = ("text_encoder", "character_encoder", "fusion", "unet")
     before = [(out / name / "model.safetensors").read_bytes() for name in names]
-    assert not char_ldm.train(micro(unet_only=True, max_train_steps=4), out, minutes=0)
-    assert char_ldm.train(micro(unet_only=True, max_train_steps=4), out)
+    assert not char_ldm.train(micro(conditioning_ratio=0.0, max_train_steps=4), out, minutes=0)
+    assert char_ldm.train(micro(conditioning_ratio=0.0, max_train_steps=4), out)
     after = [(out / name / "model.safetensors").read_bytes() for name in names]
     assert after[:3] == before[:3] and after[3] != before[3]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_encoders_rest_after_their_part_of_the_steps(fresh: Callable[[str], Path], processes: int) -> None:
+    config = micro(max_train_steps=4, conditioning_ratio=0.5, ema_decay=0.0, processes=processes)
+    out, seen, done = fresh(f"rest-{processes}"), list[list[bytes]](), False
+    names = ("text_encoder", "character_encoder", "fusion", "unet")
+    while not done:
+        done = char_ldm.train(config, out, minutes=0)
+        seen.append([(out / name / "model.safetensors").read_bytes() for name in names])
+    assert all(first != second for first, second in zip(*seen[:2], strict=True))
+    assert seen[1][:3] == seen[2][:3] == seen[3][:3]
+    assert seen[1][3] != seen[2][3] != seen[3][3]
 
 
 def test_two_processes_share_a_batch_and_average_its_gradient(fresh: Callable[[str], Path]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
@@ -15,11 +16,11 @@ from tokenizers.models import BPE
 from transformers import OPTConfig, OPTForCausalLM
 
 from storyv_lite.config import STAGES
-from storyv_lite.errors import ConfigError, OutputError
+from storyv_lite.errors import BundleError, ConfigError, OutputError
 from storyv_lite.modeling.checkpoints import read_checkpoint, save_component
 from storyv_lite.modeling.story_lm import add_image_rows
 from storyv_lite.presets import from_dict, load_config
-from storyv_lite.train import recipes
+from storyv_lite.train import autoencoder, recipes
 from storyv_lite.train.language_tokenizer import vocabulary_of
 from storyv_lite.train.toonworld.cast import CAST
 
@@ -78,6 +79,32 @@ def test_the_autoencoder_knows_the_spread_of_its_latents(trained: Path) -> None:
     config = json.loads((trained / "autoencoder" / "config.json").read_text())
     assert len(config["latents_mean"]) == len(config["latents_std"]) == 8
     assert min(config["latents_std"]) > 0
+
+
+def test_an_autoencoder_that_learns_on_keeps_the_latents_of_another_checkpoint(
+    trained: Path, tmp_path: Path
+) -> None:
+    def further(name: str, latents_of: str) -> tuple[float, dict[str, Any]]:
+        out = shutil.copytree(trained, tmp_path / name)
+        more = ["autoencoder.max_train_steps=60", "autoencoder.encoder_ratio=1"]
+        recipes.run("micro", ["autoencoder"], "cpu", out, [*more, f"autoencoder.latents_of={latents_of}"])
+        old, new = autoencoder.load(trained), autoencoder.load(out)
+        pixels = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        distance = autoencoder.moved(old, pixels, new.encode(pixels).latent_dist.mode())
+        return float(distance), dict(new.config)
+
+    free, _ = further("free", "")
+    near, config = further("near", str(trained))
+    assert near < 0.5 * free
+    assert config["latents_std"] == autoencoder.load(trained).config.latents_std
+
+
+def test_latents_to_keep_are_those_of_another_finished_checkpoint(trained: Path, tmp_path: Path) -> None:
+    setting = [f"autoencoder.latents_of={trained}", "autoencoder.max_train_steps=8"]  # it had 4
+    with pytest.raises(ConfigError, match="the folder that is trained in"):
+        recipes.run("micro", ["autoencoder"], "cpu", trained, setting)
+    with pytest.raises(BundleError, match="holds no `autoencoder`"):
+        recipes.run("micro", ["autoencoder"], "cpu", tmp_path / "new", [f"autoencoder.latents_of={tmp_path}"])
 
 
 def test_a_finished_checkpoint_is_left_as_it_is(trained: Path) -> None:
