@@ -39,8 +39,8 @@ UNUSUAL = (
     "The kitchen is empty.",
     "It is a quiet night on the moonlit hill.",
     "Bruno is not sleeping in the bedroom.",
-    "After a long and sunny day at the beach with nothing much to do but look at the sea and the boats, Milo "
-    "the fox is running along the water with a big red ball, and Luna is waving.",
+    "Milo the fox is running on the left side of the beach with a ball in his hand, and Luna the bunny is "
+    "standing there on the right side and is waving with her hand to him, and the sun is over the sea.",
 )
 
 

@@ -142,7 +142,7 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class AutoencoderStage(StageConfig):
-    max_train_steps: int = 3000
+    max_train_steps: int = 7800
     train_batch_size: int = 8
     learning_rate: float = 2e-3
     encoder_ratio: float = 0.75  # part of the steps in which the encoder learns too; 0: the decoder alone
@@ -172,26 +172,28 @@ class StoryLMStage(StageConfig):
 
 @dataclass(frozen=True)
 class CharLDMStage(StageConfig):
-    max_train_steps: int = 12500
+    max_train_steps: int = 30000
     train_batch_size: int = 24
     learning_rate: float = 2e-3
     ema_decay: float = 0.998
     uncondition_prob: float = 0.1  # empty caption, no characters
     text_only_prob: float = 0.1  # caption without character pictures
-    reg_weight: float = 0.05  # cross-attention supervision by masks (paper: 1e-3)
+    reg_weight: float = 0.1  # cross-attention supervision by masks (paper: 1e-3)
     mask_loss_prob: float = 0.0  # share of steps whose loss sees characters only (official code: 0.3)
     snr_gamma: float = 5.0  # caps the loss weight (schedule.snr_weights); 0: no weights
-    timestep_shift: float = 2.0  # noisy steps, which decide the layout, are likelier: spread_timesteps
+    timestep_shift: float = 3.0  # noisy steps, which decide the layout, are likelier: spread_timesteps
     train_text_encoder: bool = True  # the paper freezes CLIP; ours has seen little and learns on
     portrait_prob: float = 0.5  # a character's picture is its portrait, else it is cut out of the frame
     trainable_vision_layers: int = 2  # last layers of the character encoder that learn
-    conditioning_ratio: float = 0.5  # part of the steps in which encoders and fusion learn; 0: the UNet alone
+    conditioning_ratio: float = (
+        0.55  # part of the steps in which encoders and fusion learn; 0: the UNet alone
+    )
     processes: int = 1  # that share every batch, one thread each; 2 is faster than 2 threads on a small CPU
 
 
 @dataclass(frozen=True)
 class AlignStage(StageConfig):
-    max_train_steps: int = 1500
+    max_train_steps: int = 3000
     train_batch_size: int = 32  # frames
     learning_rate: float = 2e-3
     sample_steps: int = 300
@@ -211,7 +213,7 @@ class AlignStage(StageConfig):
 class JudgeStage(StageConfig):
     """The judge belongs to no model: its shape stands here, so that it can be added to any checkpoint."""
 
-    max_train_steps: int = 1500
+    max_train_steps: int = 4500
     train_batch_size: int = 32
     learning_rate: float = 2e-3
     ema_decay: float = 0.99

@@ -111,6 +111,7 @@ _PAPER: dict[str, Any] = {
         "lr_warmup_steps": 0,
         "lr_min_ratio": 1.0,
         "ema_decay": 0.0,
+        "conditioning_ratio": 1.0,
         "reg_weight": 1e-3,
         "mask_loss_prob": 0.3,
         "snr_gamma": 0.0,
