@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -24,33 +24,19 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from storyv_lite.config import StageConfig
-from storyv_lite.errors import BundleError
 from storyv_lite.modeling.checkpoints import (
     has_component,
     load_weights,
     record_stage,
-    replace_folder,
     save_component,
-    settle_folder,
     stage_record,
 )
+from storyv_lite.train.state import StageProgress, read_state, restore, write_state
 
 STOP = threading.Event()  # set by SIGTERM or Ctrl-C during a stage: no other stage should begin
-
-
-@dataclass(frozen=True)
-class StageProgress:
-    """How far a stage has come; stored in `checkpoint.json`."""
-
-    steps: int = 0
-    max_train_steps: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    done: bool = False
 
 
 def step_rng(seed: int, stage: str, step: int) -> np.random.Generator:
@@ -148,7 +134,7 @@ def run_stage(
     for module in modules.values():
         module.to(place)
     progress, resumed_at = StageProgress(max_train_steps=settings.max_train_steps), None
-    state = _read_state(out / "state" / stage)
+    state = read_state(out / "state" / stage)
     if (
         state is None
         and (record := stage_record(out, stage))
@@ -163,7 +149,7 @@ def run_stage(
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
     average = [p.detach().clone() for p in learned.values()] if settings.ema_decay else []
     if state is not None:
-        progress, resumed_at = _restore(state, learned, optimizer, average, out / "state" / stage)
+        progress, resumed_at = restore(state, learned, optimizer, average, out / "state" / stage)
         progress = replace(progress, max_train_steps=settings.max_train_steps)
     # One process has one accelerator state, so it always offers bf16 and each stage switches it on or off.
     offered = "bf16" if place.type in ("cpu", "cuda") else "no"
@@ -176,7 +162,7 @@ def run_stage(
                 finish()
             for name, module in components.items():
                 save_component(module, out / name)
-        _write_state(out / "state" / stage, progress, resumed_at, learned, optimizer, average)
+        write_state(out / "state" / stage, progress, resumed_at, learned, optimizer, average)
         record_stage(out, stage, asdict(progress))
 
     def draw(step: int) -> None:
@@ -305,74 +291,6 @@ def _prefetched(
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _write_state(
-    folder: Path,
-    progress: StageProgress,
-    resumed_at: int | None,
-    learned: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    average: Sequence[Tensor],
-) -> None:
-    tensors = {f"model.{name}": p.detach() for name, p in learned.items()}
-    tensors |= {f"average.{name}": mean for name, mean in zip(learned, average, strict=False)}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-
-    def write(new: Path) -> None:
-        save_file(tensors, new / "state.safetensors")
-        text = json.dumps({**asdict(progress), "resumed_at": resumed_at})
-        (new / "state.json").write_text(text, encoding="utf-8")
-
-    replace_folder(folder, write)
-
-
-def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    settle_folder(folder)
-    if not (folder / "state.json").is_file():
-        return None
-    return json.loads((folder / "state.json").read_text(encoding="utf-8")), load_file(
-        folder / "state.safetensors"
-    )
-
-
-def _restore(
-    state: tuple[dict[str, Any], dict[str, Tensor]],
-    learned: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    average: Sequence[Tensor],
-    folder: Path,
-) -> tuple[StageProgress, int | None]:
-    record, tensors = state
-    stored = {
-        name.removeprefix("model."): t.shape for name, t in tensors.items() if name.startswith("model.")
-    }
-    if stored != {name: p.shape for name, p in learned.items()}:
-        raise BundleError(
-            f"the training state in `{folder}` belongs to a model of another shape",
-            hint=f"remove it to start again: rm -r {folder}",
-        )
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, moment = name.split(".")
-            moments.setdefault(int(index), {})[moment] = tensor
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, of_one in moments.items():
-        for moment, tensor in of_one.items():
-            if tensor.shape == (like := parameters[number]).shape and tensor.ndim:
-                # The fused optimizer walks memory, so a moment has to lie as its parameter does.
-                of_one[moment] = torch.empty_like(like, memory_format=torch.preserve_format).copy_(tensor)
-    with torch.no_grad():
-        for name, parameter in learned.items():
-            parameter.copy_(tensors[f"model.{name}"])
-        for name, mean in zip(learned, average, strict=False):
-            mean.copy_(tensors.get(f"average.{name}", learned[name]))
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    resumed_at = record.pop("resumed_at")
-    return StageProgress(**record), resumed_at
 
 
 def append_metrics(out: Path, line: Mapping[str, Any]) -> None:

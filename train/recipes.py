@@ -32,7 +32,8 @@ from storyv_lite.modeling.checkpoints import (
 from storyv_lite.presets import as_dict, load_config
 from storyv_lite.train import align, autoencoder, char_ldm, image_text, judge, story_lm
 from storyv_lite.train.data import data_version
-from storyv_lite.train.loop import STOP, StageProgress
+from storyv_lite.train.loop import STOP
+from storyv_lite.train.state import StageProgress
 from storyv_lite.train.toonworld import corpus, draw
 from storyv_lite.train.toonworld.cast import CAST
 from storyv_lite.train.toonworld.dataset_files import character_card

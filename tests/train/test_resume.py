@@ -16,7 +16,8 @@ from storyv_lite.config import StageConfig
 from storyv_lite.errors import BundleError
 from storyv_lite.modeling.autoencoder import ToonAutoencoder
 from storyv_lite.modeling.checkpoints import load_component, read_checkpoint
-from storyv_lite.train.loop import STOP, StageProgress, learning_rate, run_stage, step_rng
+from storyv_lite.train.loop import STOP, learning_rate, run_stage, step_rng
+from storyv_lite.train.state import StageProgress
 
 SETTINGS = StageConfig(
     max_train_steps=12,
