@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from storyv_lite.errors import ParityError
+from storyv_lite.export.products import Patches, as_matrix, is_product
 from storyv_lite.quantization import BLOCK_SIZE, REDUCED_RANGE, Method, QuantScheme
 
 Array = NDArray[Any]
@@ -140,13 +141,24 @@ class _Quantizer:
             self.nodes.append(node)
 
     def block(self, node: onnx.NodeProto, weight: Array, bits: int) -> None:
+        source, output = node.input[0], node.output[0]
+        if node.op_type == "Conv":
+            patches = Patches(node, weight.shape[2:])
+            self.nodes += patches.before()
+            for name, value in patches.constants.items():
+                self.add(name, value)
+            source, output, weight = patches.rows, f"{output}.product", as_matrix(weight)
+        elif node.op_type == "Gemm" and _attribute(node, "transB", 0):
+            weight = weight.T
         packed, scales = blocks(weight, bits)
         name = node.input[1]
+        inputs = [source, self.add(f"{name}.q{bits}", packed), self.add(f"{name}.scales", scales)]
+        bias = node.input[2] if len(node.input) > 2 else ""
         self.nodes.append(
             helper.make_node(
                 "MatMulNBits",
-                [node.input[0], self.add(f"{name}.q{bits}", packed), self.add(f"{name}.scales", scales)],
-                list(node.output),
+                [*inputs, "", "", bias] if bias else inputs,
+                [output],
                 name=node.name,
                 domain="com.microsoft",
                 K=weight.shape[0],
@@ -156,6 +168,8 @@ class _Quantizer:
                 accuracy_level=self.scheme.accuracy_level,
             )
         )
+        if node.op_type == "Conv":
+            self.nodes.append(patches.after(output))
 
     def static(self, node: onnx.NodeProto, weight: Array) -> None:
         source, name = node.input[0], node.input[1]
@@ -220,9 +234,17 @@ def _method(node: onnx.NodeProto, scheme: QuantScheme) -> Method:
     method = scheme.method(node.name)
     if node.op_type == "Gather" and method is not Method.WIDE:
         return Method.WEIGHT_ONLY
-    if method in (Method.BLOCK4, Method.BLOCK8) and node.op_type != "MatMul":
+    if method in (Method.BLOCK4, Method.BLOCK8) and not _is_blockwise(node):
         return Method.WEIGHT_ONLY
     return method
+
+
+def _is_blockwise(node: onnx.NodeProto) -> bool:
+    """Whether MatMulNBits can do what this layer does."""
+    if node.op_type == "Gemm":
+        factors = [a.f for a in node.attribute if a.name in ("alpha", "beta")]
+        return not _attribute(node, "transA", 0) and all(factor == 1.0 for factor in factors)
+    return node.op_type == "MatMul" or is_product(node)
 
 
 def _axis(node: onnx.NodeProto) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
-from storyv_lite.components import Component
+from storyv_lite.components import ALIASES, Component
 from storyv_lite.errors import ConfigError
 
 # Weights that meet unsigned 8-bit activations keep to 7 bits: a processor without VNNI adds two products in
@@ -24,8 +24,8 @@ class Method(StrEnum):
     WIDE = "wide"  # float32
     STATIC = "static"  # 8-bit weights per channel, 8-bit activations with calibrated ranges
     WEIGHT_ONLY = "weight_only"  # 8-bit weights per channel, widened before the layer
-    BLOCK8 = "block8"  # 8-bit weights in blocks, linear layers only
-    BLOCK4 = "block4"  # 4-bit weights in blocks, linear layers only
+    BLOCK8 = "block8"  # 8-bit weights in blocks, of linear layers and of convolutions as products
+    BLOCK4 = "block4"  # 4-bit weights in the same way
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ FP32 = QuantScheme("fp32", Method.WIDE)
 _INT8_WEIGHTS = QuantScheme("int8-weights", Method.WEIGHT_ONLY)
 _INT4_BLOCKS = QuantScheme("int4-block32", Method.BLOCK4, accuracy_level=4)
 
+# Of the UNet. The first and last layers see the latents themselves, the time layers a handful of numbers that
+# steer every block: rounding their activations shows in the picture and saves nothing.
+_STEERING = ("*/conv_in/*", "*/conv_out/*", "*time_emb*")
+
 _INT8: Mapping[Component, QuantScheme] = {
     Component.TEXT_ENCODER: _INT8_WEIGHTS,
     Component.CHARACTER_ENCODER: _INT8_WEIGHTS,
@@ -61,32 +65,57 @@ _INT8: Mapping[Component, QuantScheme] = {
     Component.UNET: QuantScheme(
         "int8",
         Method.STATIC,
-        # The first and last layers see the latents themselves, the time layers a handful of numbers that
-        # steer every block: rounding their activations shows in the picture and saves nothing.
-        (("*/conv_in/*", Method.WEIGHT_ONLY), ("*/conv_out/*", Method.WEIGHT_ONLY))
-        + (("*time_emb*", Method.WEIGHT_ONLY),),
+        tuple((rule, Method.WEIGHT_ONLY) for rule in _STEERING),
     ),
     Component.VAE_DECODER: QuantScheme("int8", Method.STATIC, (("*/decoder.0/*", Method.WEIGHT_ONLY),)),
 }
 
-# What reads in 4 bits: the transformers of linear layers alone. What draws stays in 8.
-_READERS = (
-    Component.TEXT_ENCODER,
-    Component.CHARACTER_ENCODER,
-    Component.VISION_ENCODER,
-    Component.LANGUAGE_MODEL,
-    Component.MAPPER,
-)
+_INT4: Mapping[Component, QuantScheme] = {
+    **dict.fromkeys(_INT8, _INT4_BLOCKS),
+    Component.UNET: QuantScheme(
+        "int4-block32", Method.BLOCK4, tuple((rule, Method.WEIGHT_ONLY) for rule in _STEERING), 4
+    ),
+}
 
+# What one component can be stored as, by the name that `--scheme COMPONENT=NAME` takes.
 SCHEMES: Mapping[str, Mapping[Component, QuantScheme]] = {
     "fp32": {component: FP32 for component in _INT8},
     "int8": _INT8,
-    "int4": {**_INT8, **dict.fromkeys(_READERS, _INT4_BLOCKS)},
+    "int4": _INT4,
+}
+
+# `--int4`: what reads is in 4 bits, the transformers of linear layers alone. What draws stays in 8.
+_READERS = ("text_encoder", "character_encoder", "vision_encoder", "language_model", "mapper")
+PRESETS: Mapping[str, str] = {
+    "fp32": "fp32",
+    "int8": "int8",
+    "int4": ",".join(["int8", *(f"{component}=int4" for component in _READERS)]),
 }
 
 
-def plan(scheme: str) -> Mapping[Component, QuantScheme]:
-    """The scheme of every graph of a bundle. Raises `ConfigError` for a name that `SCHEMES` does not hold."""
-    if scheme not in SCHEMES:
-        raise ConfigError(f"`{scheme}` is no quantization scheme; there are {', '.join(SCHEMES)}")
-    return SCHEMES[scheme]
+def plan(schemes: str) -> Mapping[Component, QuantScheme]:
+    """The scheme of every graph of a bundle.
+
+    `schemes` is a preset (`int4`), or single components (`unet=int4,llm=int8`) with the rest in 8 bits, or
+    both (`int4,vae=fp32`); the last word on a component counts. Raises `ConfigError` for what is not known.
+    """
+    chosen: dict[Component, QuantScheme] = dict(_INT8)
+    for item in filter(None, (part.strip() for part in _spelled_out(schemes).split(","))):
+        component, _, name = item.rpartition("=")
+        if name not in SCHEMES:
+            raise ConfigError(f"`{name}` is no quantization scheme; there are {', '.join(SCHEMES)}")
+        if not component:
+            chosen = dict(SCHEMES[name])
+            continue
+        known = ALIASES.get(component, component)
+        if known not in list(_INT8):
+            words = ", ".join([*ALIASES, *_INT8])
+            raise ConfigError(f"`{component}` is no component that is quantized; there are {words}")
+        chosen[Component(known)] = SCHEMES[name][Component(known)]
+    return chosen
+
+
+def _spelled_out(schemes: str) -> str:
+    """With its first item, where that is a preset, replaced by what the preset means."""
+    first, comma, rest = schemes.partition(",")
+    return PRESETS.get(first.strip(), first) + comma + rest

@@ -131,6 +131,11 @@ def test_schemes_exclude_each_other() -> None:
     assert code == 2 and "exclude each other" in err
 
 
+def test_an_unknown_part_of_a_scheme_is_refused_with_the_known_ones() -> None:
+    code, _, err = run("export", "--int4", "--scheme", "lmm=int8")
+    assert code == 2 and "`lmm` is no component" in err and "llm, vae, text_encoder" in err
+
+
 def test_export_without_a_checkpoint_says_how_to_get_one_or_takes_the_repository_s() -> None:
     if (ROOT / "checkpoints" / "toon" / "checkpoint.json").exists():
         pytest.skip("the repository's own checkpoint would be exported")

@@ -11,6 +11,7 @@ from storyv_lite.cli.options import ForceOption, JsonOption
 from storyv_lite.errors import ConfigError
 from storyv_lite.memory import format_bytes
 from storyv_lite.optional import require
+from storyv_lite.quantization import plan
 
 
 def export(
@@ -22,6 +23,12 @@ def export(
         bool, typer.Option("--int4", help="4 bits where it reads, 8 bits where it draws.")
     ] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="32 bits, as trained.")] = False,
+    scheme: Annotated[
+        str,
+        typer.Option(
+            "--scheme", metavar="PART=NAME,...", help="For single parts, such as `unet=int4,llm=int8`."
+        ),
+    ] = "",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -35,6 +42,8 @@ def export(
     asked = [name for name, wanted in (("int8", int8), ("int4", int4), ("fp32", fp32)) if wanted] or ["int8"]
     if len(asked) > 1:
         raise ConfigError(f"`--{asked[0]}` and `--{asked[1]}` exclude each other", "give one of them")
+    schemes = ",".join(filter(None, (asked[0], scheme)))
+    plan(schemes)  # a misspelt word is told before anything is loaded
     for module in ("torch", "transformers", "diffusers", "onnx", "onnxscript"):
         require(module, "export")
     from storyv_lite.export import assemble
@@ -43,13 +52,14 @@ def export(
         checkpoint = assemble.newest_checkpoint(Path.cwd())
         here = checkpoint.is_relative_to(Path.cwd() / "checkpoints")
         note(f"checkpoint: {checkpoint} ({'the newest in ./checkpoints' if here else 'the one that ships'})")
-    folder = out or Path("bundles") / f"{checkpoint.name}-{asked[0]}"
+    name = asked[0] if not scheme else f"{asked[0]}-{scheme.replace('=', '-').replace(',', '-')}"
+    folder = out or Path("bundles") / f"{checkpoint.name}-{name}"
     with progress() as show:
-        assemble.export_checkpoint(checkpoint, folder, asked[0], force, show)
+        assemble.export_checkpoint(checkpoint, folder, schemes, force, show)
     bundle = Bundle.open(folder)
-    say(f"wrote {folder} ({format_bytes(bundle.total_bytes)}, {asked[0]})")
+    say(f"wrote {folder} ({format_bytes(bundle.total_bytes)}, {schemes})")
     say(f"next: storyv-lite render STORY.txt{f' --bundle {folder}' if out else ''}")
     if as_json:
         parity = {name: dict(variants[0].parity) for name, variants in bundle.components.items()}
-        sizes = {"bytes": bundle.total_bytes, "scheme": asked[0]}
+        sizes = {"bytes": bundle.total_bytes, "scheme": schemes}
         say_json({"bundle": str(folder), "checkpoint": str(checkpoint), **sizes, "parity": parity})

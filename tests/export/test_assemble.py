@@ -19,6 +19,8 @@ from storyv_lite.export.verify import compare, save_cases, verify
 from storyv_lite.modeling.checkpoints import read_checkpoint
 from storyv_lite.presets import as_dict, load_config
 from storyv_lite.quantization import plan
+from storyv_lite.runtime.pipeline import StoryPipeline
+from storyv_lite.story import Story
 
 
 def test_a_bundle_opens_and_tells_where_it_came_from(tiny_checkpoint: Path, tiny_bundle_int8: Path) -> None:
@@ -39,6 +41,23 @@ def test_exporting_again_gives_the_same_hashes(
 ) -> None:
     again = Bundle.open(export_checkpoint(tiny_checkpoint, tmp_path / "again"))
     assert again.components == Bundle.open(tiny_bundle_int8).components
+
+
+def test_every_component_in_four_bits_passes_the_gate_and_draws(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    components = ",".join(f"{component}=int4" for component in GRAPHS)
+    packed = export_checkpoint(tiny_checkpoint, tmp_path / "four", scheme=components)
+    model = load_graph(packed / "unet")
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    wide = [n for n in model.graph.node if n.op_type == "Conv" and n.input[1] in weights]
+    assert max(numpy_helper.to_array(weights[n.input[1]]).size for n in wide) < 2048
+    assert len([n for n in model.graph.node if n.op_type == "MatMulNBits"]) > 20
+    story, drawn = Story.from_text("Milo is waving. He is running."), []
+    for folder in (tiny_bundle, packed):
+        pipeline = StoryPipeline.from_bundle(folder, "cpu", threads=1)
+        drawn.append(np.stack([frame.image for frame in pipeline.draw(story)]))
+    assert compare(drawn[1], drawn[0]).psnr_db > 15
 
 
 def test_an_interrupted_export_leaves_nothing_behind(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -55,6 +55,55 @@ def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     return answer
 
 
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (1, 3)])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("pads", [(0, 0, 0, 0), (1, 1, 1, 1), (0, 1, 1, 0)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_in_blocks_answers_as_with_the_same_weights_widened(
+    kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, ...], bias: bool
+) -> None:
+    random = np.random.default_rng(0)
+    weight = random.integers(-7, 8, size=(48, 64, *kernel)).astype(np.float32)  # 4 bits hold these exactly
+    weight[:, ::32] = -8  # the largest of every block
+    tensors = [numpy_helper.from_array(weight, "w")]
+    if bias:
+        tensors.append(numpy_helper.from_array(random.normal(size=48).astype(np.float32), "b"))
+    inputs = ["x", *(tensor.name for tensor in tensors)]
+    shape = {"kernel_shape": kernel, "strides": strides, "pads": pads}
+    node = helper.make_node("Conv", inputs, ["y"], name="/net/conv/Conv", **shape)
+    values = [helper.make_tensor_value_info(n, 1, ["b", c, "h", "w"]) for n, c in (("x", 64), ("y", 48))]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    packed = quantize(model, QuantScheme("test", Method.BLOCK4))
+    assert "Conv" not in {node.op_type for node in packed.graph.node}
+    assert packed.ByteSize() < model.ByteSize() / 4
+    for size in (8, 9):
+        x = random.normal(size=(2, 64, size, size + 3)).astype(np.float32)
+        np.testing.assert_allclose(run(packed, x), run(model, x), atol=2e-3)
+
+
+def test_a_grouped_convolution_keeps_eight_bits() -> None:
+    model = convolution()
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((32, 8, 3, 3), np.float32), "w"))
+    model.graph.node[0].attribute.append(helper.make_attribute("group", 4))
+    packed = quantize(model, QuantScheme("test", Method.BLOCK4))
+    assert [node.op_type for node in packed.graph.node] == ["DequantizeLinear", "Conv"]
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_a_linear_layer_with_a_bias_is_stored_in_blocks(transposed: int) -> None:
+    random = np.random.default_rng(0)
+    weight, bias = random.normal(size=(96, 96)).astype(np.float32), np.ones(96, np.float32)
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="/net/linear/Gemm", transB=transposed)
+    values = [helper.make_tensor_value_info(n, 1, ["batch", 96]) for n in ("x", "y")]
+    tensors = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    packed, x = quantize(model, QuantScheme("test", Method.BLOCK4)), np.eye(96, dtype=np.float32)[:5]
+    assert [node.op_type for node in packed.graph.node] == ["MatMulNBits"]
+    assert compare(run(packed, x), run(model, x)).snr_db > 18
+
+
 def test_static_layers_answer_nearly_the_same() -> None:
     x = np.random.default_rng(2).normal(size=(2, 32, 8, 8)).astype(np.float32)
     model = convolution()
@@ -149,6 +198,22 @@ def test_the_first_matching_rule_wins() -> None:
 def test_an_unknown_scheme_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="`int3` is no quantization scheme; there are fp32, int8, int4"):
         plan("int3")
+
+
+def test_single_components_are_stored_as_asked_and_the_rest_as_the_preset_says() -> None:
+    def names(text: str) -> dict[str, str]:
+        return {str(component): scheme.name for component, scheme in plan(text).items()}
+
+    assert {c for c, name in names("int4").items() if name == "int8"} == {"unet", "vae_decoder"}
+    assert names("int4,vae=fp32") == {**names("int4"), "vae_decoder": "fp32"}
+    assert names("unet=int4") == {**names("int8"), "unet": "int4-block32"}
+    assert names("int4, llm=int8,llm=fp32 ")["language_model"] == "fp32"
+
+
+@pytest.mark.parametrize("text", ["lmm=int4", "token_embedding=int8", "=int4x", "unet=", "unet"])
+def test_a_scheme_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="there are"):
+        plan(text)
 
 
 def test_the_manifest_tells_the_size_on_disk(tiny_bundle: Path, tiny_bundle_int8: Path) -> None:
