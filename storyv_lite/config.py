@@ -172,7 +172,7 @@ class StoryLMStage(StageConfig):
 
 @dataclass(frozen=True)
 class CharLDMStage(StageConfig):
-    max_train_steps: int = 30000
+    max_train_steps: int = 28250
     train_batch_size: int = 24
     learning_rate: float = 2e-3
     ema_decay: float = 0.998

@@ -105,19 +105,24 @@ def through(decoder: Autoencoder, pixels: Tensor, noise: float = 0.0) -> Tensor:
 
 
 def examine(model: Judge, decoder: Autoencoder, seed: int, count: int, size: int) -> dict[str, Any]:
-    """Accuracy in percent on `count` real frames of test seeds, and on the same through the autoencoder."""
+    """Accuracy in percent on `count` real frames of test seeds, and on the same through the autoencoder.
+
+    `psnr`, in decibels, is the mean over those pictures of how near the autoencoder's are to the real ones.
+    """
     scenes = [corpus.scene_for(splits.story_seed("test", seed, index)) for index in range(count)]
     device = next(decoder.parameters()).device
-    real, passed = list[Verdict](), list[Verdict]()
+    real, passed, ratios = list[Verdict](), list[Verdict](), list[float]()
     for start in range(0, count, CHUNK):
         images = np.stack([draw.render(scene, size).image for scene in scenes[start : start + CHUNK]])
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
         decoded = through(decoder, pixels.to(device)).cpu().add(1).mul(127.5).round().byte()
         real.append(model.read(images))
         passed.append(model.read(decoded.permute(0, 2, 3, 1).numpy()))
+        squared = (decoded.permute(0, 2, 3, 1).float() - torch.from_numpy(images)).square().mean((1, 2, 3))
+        ratios += (10 * torch.log10(255**2 / squared.clamp(min=1e-9))).tolist()
     truth = truths(scenes)
-    found = {"real": real, "autoencoder": passed}
-    return {"frames": count, **{name: accuracy(joined(read), *truth) for name, read in found.items()}}
+    back = {**accuracy(joined(passed), *truth), "psnr": round(float(np.mean(ratios)), 2)}
+    return {"frames": count, "real": accuracy(joined(real), *truth), "autoencoder": back}
 
 
 def accuracy(verdict: Verdict, places: Tensor, present: Tensor, details: Tensor) -> dict[str, float]:
