@@ -172,7 +172,7 @@ def evaluate(
         pictures = np.stack([frame.image for frame in drawn])
         real = np.stack([draw.render(frame.scene, size).image for frame in story.frames])
         seen, seen_real = judge.read(pictures), judge.read(real)
-        dropped = [len(frame.dropped) for frame in drawn]
+        dropped = [frame.index - len(frame.context) if frame.reduced else 0 for frame in drawn]
         rows += judged(index, story, lines, judge, seen, likenesses(likeness, story, pictures, real), dropped)
         real_rows += judged(index, story, lines, judge, seen_real, likenesses(likeness, story, real, real))
         features.append(seen.features)

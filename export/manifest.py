@@ -67,9 +67,10 @@ def finish(
 
 
 def trained_frames(config: Mapping[str, Any]) -> int:
-    """The longest story that every stage which reads stories was trained on."""
+    """The longest context that every stage which reads stories was trained on."""
     stages = [config[stage] for stage in ("story_lm", "align") if stage in config]
-    return min(int(stage["max_frames"]) for stage in stages if stage.get("max_train_steps", 1))
+    trained = [stage for stage in stages if stage.get("max_train_steps", 1)]
+    return min(min(int(stage["max_frames"]), int(stage["context_frames"])) for stage in trained)
 
 
 def checkpoint_hash(checkpoint: Path) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.bundle import Context
 from storyv_lite.components import Dimensions
 from storyv_lite.prompt import ImageQuery, Picture, Segment
 from storyv_lite.runtime.backends.base import LanguageSession
@@ -36,25 +35,6 @@ def make_piece(
             case text:
                 ids += tokenizer.encode(text.text)
     return Piece(frame, tuple(ids), visual)
-
-
-def keep(history: Sequence[Piece], query_tokens: int, context: Context) -> list[Piece]:
-    """The finished frames that stay in the context while a query of `query_tokens` is read, in order.
-
-    All of them while they fit; then the first two, which set the story, and the last ones. The very last
-    comes before all others where there is no room for three.
-    """
-    order = [*reversed(history)]
-    if len(history) > 3:
-        order = [history[-1], history[0], history[1], *reversed(history[2:-1])]
-    tokens, chosen = context.tokens - query_tokens - 1, 0
-    for piece in order[: max(context.frames - 1, 0)]:
-        tokens -= len(piece)
-        if tokens < 0:
-            break
-        chosen += 1
-    frames = {piece.frame for piece in order[:chosen]}
-    return [piece for piece in history if piece.frame in frames]
 
 
 class Language:

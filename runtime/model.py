@@ -88,9 +88,9 @@ class Model:
         """Segments of the prompt as tokens."""
         return make_piece(frame, segments, self.story_tokenizer, self.dims, visual)
 
-    def names_somebody(self, caption: str) -> bool:
-        """Whether a caption names a character of the cast; otherwise it refers back."""
-        return bool(mentions(caption, self.cast))
+    def named(self, caption: str) -> frozenset[str]:
+        """The characters of the cast that a caption names; without any it refers back."""
+        return frozenset(mention.name for mention in mentions(caption, self.cast))
 
     @cached_property
     def cast(self) -> dict[str, str]:

@@ -21,10 +21,10 @@ from storyv_lite.errors import ConfigError, StoryError
 from storyv_lite.prompt import history, query, text_history
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Backend
+from storyv_lite.runtime.context import Finished, grow
 from storyv_lite.runtime.denoiser import Conditioning, draw_latents, frame_generator
 from storyv_lite.runtime.images import Pixels
 from storyv_lite.runtime.kv_cache import KVCache, Piece
-from storyv_lite.runtime.language import keep
 from storyv_lite.runtime.model import Model
 from storyv_lite.runtime.schedulers import NoiseSchedule, SamplerTable, sampler_table
 from storyv_lite.story import Story
@@ -45,7 +45,12 @@ class Frame:
     conditioning: str  # "story": by the language model | "portraits": the caption fused with its characters
     timings_ms: dict[str, float]  # per phase; loading a component counts in the phase that needs it first
     tokens_read: int  # by the language model, for this frame
-    dropped: tuple[int, ...]  # finished frames that the context had no room for
+    context: tuple[int, ...]  # finished frames that it was drawn after
+
+    @property
+    def reduced(self) -> bool:
+        """Whether some finished frames were left out, because a long story does not fit the context."""
+        return self.conditioning == "story" and len(self.context) < self.index
 
 
 @dataclass(frozen=True)
@@ -95,30 +100,36 @@ class _Context:
         self._captions = captions
         self._pictures = pictures
         self._history = history if pictures else text_history
-        self._finished: list[Piece] = []
+        self._pieces: list[Piece] = []
+        self._story: list[Finished] = []
         self._cache: KVCache | None = None
+        self.kept: tuple[int, ...] = ()  # finished frames that the last query was read behind
 
     def remember(self, index: int, caption: str, image: Pixels) -> None:
         """Add a finished frame; its picture is encoded here, once for the whole story."""
         seen = self._model.look(image) if self._pictures else None
-        self._finished.append(self._model.piece(index, self._history(caption), seen))
+        piece = self._model.piece(index, self._history(caption), seen)
+        self._pieces.append(piece)
+        self._story.append(Finished(len(piece), self._model.named(caption)))
 
-    def read(self, index: int, caption: str) -> tuple[NDArray[np.float32], int, tuple[int, ...]]:
-        """States of the [IMG] tokens (image_tokens, hidden), tokens read, and frames that had no room."""
+    def read(self, index: int, caption: str) -> tuple[NDArray[np.float32], int]:
+        """States of the [IMG] tokens (image_tokens, hidden), and tokens read."""
         if self._cache is None:
             self._cache = self._model.language.new_cache(self._capacity())
         wanted = self._model.piece(index, query(caption))
-        kept = keep(self._finished, len(wanted), self._model.bundle.model.context)
+        self.kept = grow(self.kept, self._story, len(wanted), self._model.bundle.model.context)
+        kept = [self._pieces[frame] for frame in self.kept]
         states = self._model.language.read(kept, wanted, self._cache)
-        frames = {piece.frame for piece in kept}
-        return states, self._cache.calls[-1][1], tuple(i for i in range(index) if i not in frames)
+        return states, self._cache.calls[-1][1]
 
     def _capacity(self) -> int:
         """Tokens the cache needs at most: the whole story, or as much of it as the context may hold."""
+        limits = self._model.bundle.model.context
         begin = 1
-        finished = sum(len(self._model.piece(0, self._history(caption))) for caption in self._captions)
+        lengths = sorted(len(self._model.piece(0, self._history(caption))) for caption in self._captions)
+        finished = sum(lengths[-(limits.frames - 1) :]) if limits.frames > 1 else 0
         longest = max(len(self._model.piece(0, query(caption))) for caption in self._captions)
-        return min(begin + finished + longest, self._model.bundle.model.context.tokens)
+        return min(begin + finished + longest, limits.tokens)
 
 
 class StoryPipeline:
@@ -215,7 +226,6 @@ class StoryPipeline:
         """The loop of specification D.1; a picture is looked at once, when the next frame needs it."""
         context = _Context(self.model, captions, pictures=known == "interleaved")
         image: Pixels | None = None
-        dropped: tuple[int, ...] = ()
         for index, caption in enumerate(captions):
             clock = _Clock()
             told(Progress(index, len(captions), "read"))
@@ -229,7 +239,7 @@ class StoryPipeline:
             else:
                 kind = "story"
                 with clock("read"):
-                    image_states, read, dropped = context.read(index, caption)
+                    image_states, read = context.read(index, caption)
                 with clock("map"):
                     story = self.model.map(image_states)
             with clock("text"):
@@ -239,12 +249,12 @@ class StoryPipeline:
             told(Progress(index, len(captions), "decode"))
             with clock("decode"):
                 image = self.model.decode(latents)
-            yield Frame(index, image, caption, settings.seed, kind, clock.timings_ms, read, dropped)
+            yield Frame(index, image, caption, settings.seed, kind, clock.timings_ms, read, context.kept)
 
     def _conditioning(self, caption: str, story: NDArray[np.float32]) -> Conditioning:
         """What one frame is drawn from; the plain caption is encoded only when an evaluation sees it."""
         merge = self.bundle.model.merge_step
-        step = merge.named if self.model.names_somebody(caption) else merge.reference
+        step = merge.named if self.model.named(caption) else merge.reference
         null = self.model.null_states
         return Conditioning(null, self.model.text_states(caption) if step >= 0 else null, story, step)
 

@@ -65,7 +65,8 @@ class StoryboardFolder:
                 "caption": frame.caption,
                 "conditioning": frame.conditioning,
                 "tokens_read": frame.tokens_read,
-                "dropped_frames": [index + 1 for index in frame.dropped],
+                "context_frames": [index + 1 for index in frame.context],
+                "reduced_context": frame.reduced,
                 "timings_ms": {phase: round(value, 1) for phase, value in frame.timings_ms.items()},
             }
         )

@@ -165,8 +165,9 @@ class StoryLMStage(StageConfig):
     learning_rate: float = 1.5e-3
     sample_steps: int = 400
     min_frames: int = 2
-    max_frames: int = 16
-    drop_prob: float = 0.15  # share of long stories read in the reduced context of bounded memory
+    max_frames: int = 50
+    context_frames: int = 24  # that are read at once; longer stories in the reduced context of bounded memory
+    drop_prob: float = 0.3  # share of the other stories of some length that are read in it too
     validation_stories: int = 32  # what a sample step measures
 
 
@@ -199,8 +200,9 @@ class AlignStage(StageConfig):
     sample_steps: int = 300
     checkpointing_steps: int = 200
     min_frames: int = 2
-    max_frames: int = 16
-    drop_prob: float = 0.15  # share of long stories read in the reduced context of bounded memory
+    max_frames: int = 50
+    context_frames: int = 24  # that are read at once; longer stories in the reduced context of bounded memory
+    drop_prob: float = 0.3  # share of the other stories of some length that are read in it too
     context: str = "interleaved"  # what is known of earlier frames: interleaved | captions (no pictures)
     validation_stories: int = 24  # what a sample step measures
     ce_loss_scale: float = 0.5

@@ -64,7 +64,8 @@ def test_a_story_becomes_frames_a_sheet_a_page_and_a_receipt() -> None:
         receipt["bundle"]["sha256"]
         == hashlib.sha256(Path("bundles/tiny/manifest.json").read_bytes()).hexdigest()
     )
-    assert [frame["dropped_frames"] for frame in receipt["frames"]] == [[], []]
+    assert [frame["context_frames"] for frame in receipt["frames"]] == [[], [1]]
+    assert not any(frame["reduced_context"] for frame in receipt["frames"])
     for frame in receipt["frames"]:
         content = (folder / frame["file"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == frame["sha256"]
@@ -145,14 +146,14 @@ def test_markup_in_a_caption_is_drawn_and_inert() -> None:
 
 
 @pytest.mark.slow
-def test_two_hundred_sentences_are_drawn_and_the_receipt_says_what_was_dropped() -> None:
+def test_two_hundred_sentences_are_drawn_and_the_receipt_says_what_each_was_drawn_after() -> None:
     Path("long.txt").write_text("Milo is waving in the meadow with a red balloon.\n" * 200)
     code, _, err = render("long.txt", "--steps", "1", "--guidance", "1")
-    assert code == 0 and "kept the first two" in err
+    assert code == 0 and "introduce a character" in err
     frames = json.loads(Path("long-storyboard/story.json").read_text())["frames"]
     assert len(frames) == 200 and frames[-1]["file"] == "frame-200.png"
-    dropped = frames[-1]["dropped_frames"]
-    assert dropped and dropped == list(range(3, dropped[-1] + 1)) and dropped[-1] < 199
+    read = frames[-1]["context_frames"]
+    assert read[0] == 1 and read[1:] == list(range(read[1], 200)) and 100 < read[1] < 195
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ class Batches:
         grown = min(1.0, 0.2 + step / max(1.0, LONG_FROM * settings.max_train_steps))
         longest = settings.min_frames + (settings.max_frames - settings.min_frames) * grown
         frames = story_length(rng, settings.min_frames, longest)
-        count = max(1, settings.train_batch_size // frames)
+        count = max(1, settings.train_batch_size // min(frames, settings.context_frames))
         tellings = [tell(int(rng.integers(2**30)), frames, "train") for _ in range(count)]
         return self.of(tellings, rng, ORIGINAL_CAPTION, settings.drop_prob)
 
@@ -91,7 +91,7 @@ class Batches:
         pictured = self.config.align.context == "interleaved"
         stories, pictures, answers, frames = [], [], [], []
         for telling in tellings:
-            kept = window(telling.names, rng, drop_prob)
+            kept = window(telling.names, rng, drop_prob, self.config.align.context_frames)
             packed = []
             for frame, target in kept:
                 caption, answer = told(telling, frame, rng, original_prob)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from storyv_lite.config import TrainConfig
+from storyv_lite.config import StoryLMStage, TrainConfig
 from storyv_lite.modeling.checkpoints import has_component, load_component, save_component
 from storyv_lite.modeling.packing import IGNORED, Kind, PackedFrame, PackedStories, collate, pack
 from storyv_lite.modeling.story_lm import StoryLM, build_language_model
@@ -59,9 +59,9 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         frames = story_length(rng, settings.min_frames, longest)
         tellings = [
             tell(int(rng.integers(2**30)), frames, "train")
-            for _ in range(max(1, settings.train_batch_size // frames))
+            for _ in range(max(1, settings.train_batch_size // min(frames, settings.context_frames)))
         ]
-        stories = [spelled_out(telling, rng, settings.drop_prob) for telling in tellings]
+        stories = [spelled_out(telling, rng, settings) for telling in tellings]
         return collate([pack(story, vocabulary) for story in stories], PAD)
 
     def compute_loss(batch: PackedStories, step: int) -> dict[str, Tensor]:
@@ -95,11 +95,11 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     return progress.done
 
 
-def spelled_out(telling: Telling, rng: np.random.Generator, drop_prob: float) -> list[PackedFrame]:
+def spelled_out(telling: Telling, rng: np.random.Generator, settings: StoryLMStage) -> list[PackedFrame]:
     """A story without pictures: answers are plain captions, and so are some of the picture slots."""
     spelled = rng.random() < SPELLED_PICTURES
     frames, last = [], len(telling) - 1
-    for frame, target in window(telling.names, rng, drop_prob):
+    for frame, target in window(telling.names, rng, settings.drop_prob, settings.context_frames):
         caption, answer = told(telling, frame, rng, ORIGINAL_CAPTION)
         past = in_words(history(caption), answer) if spelled else text_history(caption)
         asked, kept = query(caption) if target else None, past if frame < last else None

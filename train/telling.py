@@ -9,11 +9,9 @@ from math import exp, log
 
 import numpy as np
 
-from storyv_lite.train.toonworld.references import WINDOW
+from storyv_lite.runtime.context import RECENT
 from storyv_lite.train.toonworld.scene import Scene
 from storyv_lite.train.toonworld.stories import sample_story
-
-RECENT = WINDOW + 1  # frames that a reduced context keeps before a target: no reference reaches further back
 
 
 @dataclass(frozen=True)
@@ -44,16 +42,17 @@ def story_length(rng: np.random.Generator, shortest: int, longest: float) -> int
 
 
 def window(
-    names: Sequence[Sequence[str]], rng: np.random.Generator, drop_prob: float
+    names: Sequence[Sequence[str]], rng: np.random.Generator, drop_prob: float, context_frames: int
 ) -> list[tuple[int, bool]]:
     """The frames of a story that stand in the context, in order, and whether each is a target.
 
-    With `drop_prob` it is the reduced context of a long story: of its middle only the frames that introduce a
-    character stay, and the frames right before the first target. Frames whose antecedents may be gone are no
-    targets.
+    A story of more than `context_frames` is read in the reduced context of bounded memory, a shorter one with
+    `drop_prob`: what came before some frame is reduced to the frames that introduce a character and the ones
+    right before it; from there on the context grows again, to `context_frames` at most. Frames whose
+    antecedents may be gone are no targets.
     """
     count = len(names)
-    if count < RECENT + 3 or rng.random() >= drop_prob:
+    if count <= context_frames and (count < RECENT + 3 or rng.random() >= drop_prob):
         return [(frame, True) for frame in range(count)]
     first_target = int(rng.integers(RECENT + 2, count))
     met: set[str] = set()
@@ -63,7 +62,7 @@ def window(
         if frame >= first_target - RECENT or not met.issuperset(shown):
             kept.append((frame, whole or frame >= first_target))
         met.update(shown)
-    return kept
+    return kept[:context_frames]
 
 
 def told(telling: Telling, frame: int, rng: np.random.Generator, original_prob: float) -> tuple[str, str]:

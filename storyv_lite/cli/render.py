@@ -77,7 +77,7 @@ def render(
         except OSError as fault:
             reason = (fault.strerror or str(fault)).lower()
             raise OutputError(f"`{folder}` cannot be written: {reason}", "name another with `-o`") from fault
-    _say_dropped(receipt["frames"])
+    _say_reduced(receipt["frames"])
     peak = receipt["memory_bytes"]["peak"]
     count = "1 frame" if len(told.captions) == 1 else f"{len(told.captions)} frames"
     memory = f", {format_bytes(peak)} of memory at most" if peak else ""
@@ -102,12 +102,12 @@ def warn_of_unknown_words(pipeline: "StoryPipeline", story: Story) -> None:
     )
 
 
-def _say_dropped(records: list[dict[str, object]]) -> None:
-    dropping = sum(1 for record in records if record["dropped_frames"])
-    if dropping:
+def _say_reduced(records: list[dict[str, object]]) -> None:
+    reduced = sum(1 for record in records if record["reduced_context"])
+    if reduced:
         note(
-            f"note: the story is longer than the model's context; for {dropping} frames it kept the first "
-            "two and the last that fit (story.json says which)"
+            f"note: the story is longer than the model's context; {reduced} frames were drawn after those "
+            "that introduce a character and the latest ones (story.json says which)"
         )
 
 

@@ -9,13 +9,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from storyv_lite.bundle import Bundle, Context
+from storyv_lite.bundle import Bundle
 from storyv_lite.errors import BundleError
 from storyv_lite.prompt import history, query
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.ort import OrtLanguageSession
 from storyv_lite.runtime.kv_cache import KVCache, Piece
-from storyv_lite.runtime.language import keep
 from storyv_lite.runtime.model import Model
 
 CAPTIONS = ("Milo is waving in the meadow.", "He is holding a red balloon.", "Luna is running to him there.")
@@ -153,7 +152,7 @@ def test_only_what_was_read_can_be_committed(model: Model) -> None:
         cache.commit(finished(model, 1))
 
 
-def test_when_a_frame_is_dropped_the_cache_is_built_anew(model: Model) -> None:
+def test_when_the_context_is_reduced_the_cache_is_built_anew(model: Model) -> None:
     story = finished(model, 5)
     wanted = model.piece(5, query(CAPTIONS[0]))
     cache = model.language.new_cache(400)
@@ -222,43 +221,3 @@ def test_a_graph_that_concatenates_its_cache_is_read_through_copies() -> None:
     states = cache.append(session, tokens[:, 3:])
     np.testing.assert_allclose(states, np.cumsum(tokens, 1)[:, 3:], atol=1e-5)
     assert np.array_equal(cache.to_host()["key.0"][0, 0], tokens[0, :3])
-
-
-def pieces(*lengths: int) -> list[Piece]:
-    return [Piece(i, (0,) * length) for i, length in enumerate(lengths)]
-
-
-def frames(kept: list[Piece]) -> list[int]:
-    return [piece.frame for piece in kept]
-
-
-def test_all_frames_are_kept_while_they_fit() -> None:
-    assert frames(keep(pieces(*[10] * 6), 20, Context(tokens=81, frames=7))) == [0, 1, 2, 3, 4, 5]
-
-
-@pytest.mark.parametrize(
-    ("tokens", "limit", "kept"),
-    [
-        (80, 99, [0, 1, 3, 4, 5]),  # one token short
-        (1000, 6, [0, 1, 3, 4, 5]),  # one frame short
-        (61, 99, [0, 1, 4, 5]),
-        (51, 99, [0, 1, 5]),
-        (41, 99, [0, 5]),
-        (31, 99, [5]),
-        (30, 99, []),
-        (1000, 1, []),
-    ],
-)
-def test_then_the_first_two_and_the_last_ones_are_kept(tokens: int, limit: int, kept: list[int]) -> None:
-    assert frames(keep(pieces(*[10] * 6), 20, Context(tokens, limit))) == kept
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_what_is_kept_always_fits_and_keeps_its_order(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    story = pieces(*rng.integers(1, 60, size=rng.integers(0, 40)).tolist())
-    limits = Context(int(rng.integers(60, 900)), int(rng.integers(1, 30)))
-    kept = keep(story, 50, limits)
-    assert 1 + sum(map(len, kept)) + 50 <= limits.tokens
-    assert len(kept) < limits.frames
-    assert frames(kept) == sorted(frames(kept))

@@ -89,7 +89,7 @@ def test_a_story_becomes_one_frame_per_caption(pipeline: StoryPipeline) -> None:
     assert [frame.caption for frame in frames] == list(PICNIC)
     assert [frame.index for frame in frames] == [0, 1, 2, 3]
     assert all(frame.image.shape == (size, size, 3) and frame.image.dtype == np.uint8 for frame in frames)
-    assert all(frame.conditioning == "story" and frame.seed == 3 and not frame.dropped for frame in frames)
+    assert all(frame.conditioning == "story" and frame.seed == 3 and not frame.reduced for frame in frames)
     assert {"read", "map", "draw", "decode"} <= frames[0].timings_ms.keys()
     assert "look" in frames[1].timings_ms and "look" not in frames[0].timings_ms
 
@@ -195,12 +195,23 @@ def test_the_plain_caption_is_read_only_where_an_evaluation_sees_it(changed: Cal
     assert backend.calls["text_encoder"] == 1 + 2  # the empty caption, and two that name somebody
 
 
-def test_a_story_longer_than_the_context_drops_the_middle_and_says_so(changed: Callable[..., Path]) -> None:
+def test_a_story_longer_than_the_context_is_read_in_a_reduced_one_and_says_so(
+    changed: Callable[..., Path],
+) -> None:
     folder = changed(context={"tokens": 1024, "frames": 5})
     pipeline = StoryPipeline.from_bundle(folder, device="cpu", threads=1)
     frames = list(pipeline.draw(story(*PICNIC, *PICNIC), num_inference_steps=1))
-    dropped = [frame.dropped for frame in frames]
-    assert dropped == [(), (), (), (), (), (2,), (2, 3), (2, 3, 4)]
+    assert [frame.context for frame in frames] == [
+        (),
+        (0,),
+        (0, 1),
+        (0, 1, 2),
+        (0, 1, 2, 3),
+        (3, 4),
+        (3, 4, 5),
+        (3, 4, 5, 6),
+    ]
+    assert [frame.reduced for frame in frames] == [False] * 5 + [True] * 3
 
 
 def test_two_hundred_sentences_are_drawn_in_bounded_memory(changed: Callable[..., Path]) -> None:
@@ -214,8 +225,7 @@ def test_two_hundred_sentences_are_drawn_in_bounded_memory(changed: Callable[...
             peak = resident_memory().peak
         last = frame
     assert last is not None and last.index == 199
-    assert set(last.dropped).isdisjoint({0, 1, 198})
-    assert len(last.dropped) > 180
+    assert last.context[-1] == 198 and len(last.context) < 18 and last.reduced
     if peak is not None:
         grown = (resident_memory().peak or 0) - peak
         assert grown < 32 * 2**20

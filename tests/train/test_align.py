@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from storyv_lite.bundle import Context
 from storyv_lite.components import Dimensions
 from storyv_lite.config import (
     AlignStage,
@@ -24,13 +25,15 @@ from storyv_lite.config import (
 from storyv_lite.errors import BundleError
 from storyv_lite.modeling.checkpoints import load_component, read_checkpoint
 from storyv_lite.modeling.packing import Kind
+from storyv_lite.runtime.context import RECENT, Finished, reduce
 from storyv_lite.train import align
 from storyv_lite.train.alignment import Aligned, exchange
 from storyv_lite.train.conditioning import Conditioner, load_text_tokenizer
 from storyv_lite.train.language_tokenizer import load_language_tokenizer, vocabulary_of
-from storyv_lite.train.telling import RECENT, tell, window
+from storyv_lite.train.telling import tell, window
 from storyv_lite.train.toonworld import draw
 from storyv_lite.train.toonworld.cast import CAST
+from storyv_lite.train.toonworld.references import WINDOW
 from storyv_lite.train.toonworld.scene import Actor, Scene
 
 
@@ -157,10 +160,11 @@ def test_a_batch_is_a_function_of_its_step(parts: tuple[align.Batches, Aligned])
 
 
 def test_a_reduced_context_keeps_introductions_and_all_antecedents_of_its_targets() -> None:
+    assert RECENT > WINDOW
     rng, reduced = np.random.default_rng(0), 0
     for seed in range(30):
         names = tell(seed, 16, "train").names
-        kept = window(names, rng, drop_prob=1.0)
+        kept = window(names, rng, drop_prob=1.0, context_frames=24)
         frames = [frame for frame, _ in kept]
         assert frames == sorted(set(frames)) and frames[-1] == 15
         reduced += len(kept) < 16
@@ -173,6 +177,22 @@ def test_a_reduced_context_keeps_introductions_and_all_antecedents_of_its_target
             whole = before == list(range(frame))
             assert not target or whole or set(range(frame - RECENT, frame)) <= set(before)
     assert reduced > 15
+
+
+def test_a_long_story_is_read_in_training_as_it_is_in_drawing() -> None:
+    rng, limits, reduced = np.random.default_rng(0), Context(tokens=4096, frames=24), 0
+    for seed in range(20):
+        names = tell(seed, 50, "train").names
+        kept = window(names, rng, drop_prob=0.0, context_frames=24)
+        frames = [frame for frame, _ in kept]
+        assert len(frames) <= 24
+        begins = [frame for place, (frame, target) in enumerate(kept) if target and frame != place]
+        if not begins:  # nothing was dropped before the first 24 frames
+            continue
+        reduced, begin = reduced + 1, begins[0]
+        story = [Finished(1, frozenset(shown)) for shown in names]
+        assert tuple(frame for frame in frames if frame < begin) == reduce(story[:begin], 1, limits)
+    assert reduced > 10
 
 
 def test_a_trainable_language_model_learns_and_a_frozen_one_keeps_all_but_its_image_rows(

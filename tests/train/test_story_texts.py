@@ -67,7 +67,7 @@ def test_every_name_is_one_piece_and_any_text_comes_back_in_lower_case(tokenizer
 
 def test_the_answer_is_the_plain_caption_after_the_image_tokens(vocabulary: Vocabulary) -> None:
     telling = tell(0, 4, "train")
-    frames = story_lm.spelled_out(telling, np.random.default_rng(1), 0.0)
+    frames = story_lm.spelled_out(telling, np.random.default_rng(1), StoryLMStage(drop_prob=0.0))
     assert len(frames) == 4 and frames[-1].history is None
     for frame, answer in zip(frames, telling.plain, strict=True):
         assert frame.answer.strip() == answer

@@ -260,7 +260,7 @@ def _body(scene: Scene, words: _Words, event: str | None, front: bool, newcomer:
         parts[f"{letter}_object"] = (Who((actor.name,), "object"),)
         parts[f"at_{letter}"] = (words.pick(AT[actor.position]),)
         parts[f"says_{letter}"] = words.says(actor)
-    if event is None and rng.random() < 0.1:
+    if event is None and rng.random() < 0.25:
         event = _chance_event(actors)
     if event and event in MOVES:
         verb = rng.choice(MOVES[event][actors[0].action])
@@ -318,13 +318,13 @@ def _pair(
     if gives:
         parts["what"] = (What(second.prop or ""),)
     chance = rng.random() if event is None else 1.0
-    if event == "give" or (gives and chance < 0.2):
+    if event == "give" or (gives and chance < 0.4):
         return GIVE
-    if event == "greet" or (idle[0] and (second.action, second.prop) == ("waving", None) and chance < 0.25):
+    if event == "greet" or (idle[0] and (second.action, second.prop) == ("waving", None) and chance < 0.4):
         return GREET
     if event == "join":
         return JOIN
-    if all(idle) and chance < 0.25:
+    if all(idle) and chance < 0.5:
         return MEET
     stated = rng.random() < 0.35
     # Who runs next to someone runs with them: no such wording where the other one stands.

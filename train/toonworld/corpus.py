@@ -6,6 +6,7 @@ Also knows the world's vocabulary, for warnings about words the model has never 
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise, permutations
 
 from storyv_lite.train.toonworld.captions import original
@@ -16,6 +17,7 @@ from storyv_lite.train.toonworld.splits import story_seed
 from storyv_lite.train.toonworld.stories import ToonStory, sample_story
 
 PROP_SHARE = 0.45
+EVENT_SHARE = 0.3  # of frames of two, in which something passes between them as it does in stories
 
 
 def vocabulary() -> dict[str, list[str]]:
@@ -33,9 +35,11 @@ def vocabulary() -> dict[str, list[str]]:
 
 
 def scene_for(seed: int, actors: int | None = None) -> Scene:
-    """One frame by itself: everything uniform and independent, one or two actors evenly unless `actors` says.
+    """One frame by itself: one or two actors evenly unless `actors` says, all else uniform and independent.
 
-    Props ~45 % of the time. The seed of the picture is `seed`, so a split's seeds give a split's pictures.
+    Props ~45 % of the time. Chance alone would hardly ever make the scenes in which two meet, go somewhere,
+    greet or give: some of the frames of two are made so. The seed of the picture is `seed`, so a split's
+    seeds give a split's pictures.
     """
     rng = random.Random(f"scene/{seed}")
     count = actors or rng.choice((1, 2))
@@ -45,7 +49,28 @@ def scene_for(seed: int, actors: int | None = None) -> Scene:
         Actor(name, rng.choice(ACTIONS), rng.choice(PROPS) if rng.random() < PROP_SHARE else None, position)
         for name, position in zip(names, at, strict=True)
     )
+    if count == 2 and rng.random() < EVENT_SHARE:
+        cast = _eventful(cast, rng)
     return Scene(rng.choice(PLACES), cast, seed)
+
+
+def _eventful(cast: tuple[Actor, ...], rng: random.Random) -> tuple[Actor, ...]:
+    """The same two, doing what a sentence about both of them tells."""
+    action, prop, both = rng.choice(
+        (
+            ("standing", None, True),  # one joins the other, or they go
+            ("running", None, True),
+            ("waving", None, False),
+            ("standing", rng.choice(PROPS), False),  # given by the other
+        )
+    )
+    active = rng.choice(cast)
+    return tuple(
+        replace(actor, action=action, prop=prop)
+        if both or actor is active
+        else replace(actor, action="standing", prop=None)
+        for actor in cast
+    )
 
 
 def scene_caption(scene: Scene) -> str:
