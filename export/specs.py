@@ -83,7 +83,7 @@ class LanguageModel(nn.Module):
         for layer in range(len(past) // 2):
             cache.update(past[2 * layer], past[2 * layer + 1], layer)
         output = self.backbone(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=cache, use_cache=True
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, cache=cache, use_cache=True
         )
         present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         return output.last_hidden_state, *present

@@ -112,10 +112,10 @@ def test_committing_and_rewinding_a_cache_gives_the_packed_states() -> None:
         # One call reads what is pending (begin token or last history) and the query; the query is cropped.
         pending = blocks == frame
         rows = torch.cat([embeds[:, pending], embeds[:, blocks == -(frame + 1)]], dim=1)
-        output = model(inputs_embeds=rows, past_key_values=cache, use_cache=True)
+        output = model(inputs_embeds=rows, cache=cache, use_cache=True)
         read = output.last_hidden_state[:, -IMAGE_TOKENS:] + lm.image_rows.weight
         torch.testing.assert_close(read[0], states[frame], atol=1e-4, rtol=0)
-        cache, committed = output.past_key_values, committed + int(pending.sum())
+        cache, committed = output.cache, committed + int(pending.sum())
         cache.crop(committed - cache.get_seq_length())
     assert int((kinds == Kind.PICTURE).sum()) == 3 * VISUAL_TOKENS
 
