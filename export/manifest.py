@@ -67,10 +67,9 @@ def finish(
 
 
 def trained_frames(config: Mapping[str, Any]) -> int:
-    """The longest context that every stage which reads stories was trained on."""
-    stages = [config[stage] for stage in ("story_lm", "align") if stage in config]
-    trained = [stage for stage in stages if stage.get("max_train_steps", 1)]
-    return min(min(int(stage["max_frames"]), int(stage["context_frames"])) for stage in trained)
+    """The longest context that `align`, the last stage to teach the language model, read at once."""
+    settings = config["align"]
+    return min(int(settings["max_frames"]), int(settings["context_frames"]))
 
 
 def checkpoint_hash(checkpoint: Path) -> str:

@@ -8,6 +8,7 @@ layout (train/telling.py).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from storyv_lite.bundle import Context
 
@@ -37,13 +38,14 @@ def grow(kept: Sequence[int], story: Sequence[Finished], query: int, limits: Con
 def reduce(story: Sequence[Finished], query: int, limits: Context) -> tuple[int, ...]:
     """The frames that matter most, in order: the newest while it fits at all, then as many as find room.
 
-    First the `RECENT` ones before the query, the newest first; then the introductions of characters, those
-    named last first. The begin token is counted in.
+    In turn one of the `RECENT` ones before the query, the newest first, and one that introduces a character,
+    the one named last first: where there is little room, it is shared. The begin token is counted in.
     """
     room = Context(int(REDUCED * limits.tokens), int(REDUCED * limits.frames))
-    order = [*reversed(range(len(story))[-RECENT:]), *_introductions(story)]
+    recent = reversed(range(len(story))[-RECENT:])
+    order = [frame for pair in zip_longest(recent, _introductions(story)) for frame in pair]
     kept: set[int] = set()
-    for place, frame in enumerate(dict.fromkeys(order)):
+    for place, frame in enumerate(dict.fromkeys(frame for frame in order if frame is not None)):
         if not _fits((*kept, frame), story, query, limits if place == 0 else room):
             break
         kept.add(frame)

@@ -104,7 +104,7 @@ def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
             "sampler": sampler,
             "merge_step": {"reference": -1, "named": -1},
             "first_frame": "language_model",
-            "train_config": {"story_lm": {"max_frames": 8, "context_frames": 8}},
+            "train_config": {"align": {"max_frames": 8, "context_frames": 8}},
         },
     )
     return folder

@@ -207,9 +207,9 @@ def test_a_story_longer_than_the_context_is_read_in_a_reduced_one_and_says_so(
         (0, 1),
         (0, 1, 2),
         (0, 1, 2, 3),
-        (3, 4),
-        (3, 4, 5),
-        (3, 4, 5, 6),
+        (0, 4),
+        (0, 4, 5),
+        (0, 4, 5, 6),
     ]
     assert [frame.reduced for frame in frames] == [False] * 5 + [True] * 3
 

@@ -34,11 +34,12 @@ def test_a_full_context_is_reduced_to_introductions_and_the_latest_frames() -> N
     assert reduce(story, 20, Context(tokens=1000, frames=16)) == (0, 2, 17, 18, 19, 20, 21, 22)
 
 
-def test_where_room_is_short_the_latest_frames_come_first_then_who_was_named_last() -> None:
+def test_little_room_is_shared_by_the_latest_frames_and_the_introductions_of_those_named_last() -> None:
     story = told("a", "b", "c", "", "b", *" " * 10)
-    assert reduce(story, 5, Context(tokens=1000, frames=4)) == (13, 14)
-    assert reduce(story, 5, Context(tokens=1000, frames=11)) == (1, *range(9, 15))
-    assert reduce(story, 5, Context(tokens=1000, frames=12)) == (1, 2, *range(9, 15))
+    assert reduce(story, 5, Context(tokens=1000, frames=3)) == (14,)
+    assert reduce(story, 5, Context(tokens=1000, frames=4)) == (1, 14)
+    assert reduce(story, 5, Context(tokens=1000, frames=7)) == (1, 2, 13, 14)
+    assert reduce(story, 5, Context(tokens=1000, frames=12)) == (0, 1, 2, 10, 11, 12, 13, 14)
 
 
 @pytest.mark.parametrize(("tokens", "kept"), [(31, (14,)), (30, ())])
