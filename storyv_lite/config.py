@@ -142,10 +142,10 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class AutoencoderStage(StageConfig):
-    max_train_steps: int = 7800
+    max_train_steps: int = 10600
     train_batch_size: int = 8
     learning_rate: float = 2e-3
-    encoder_ratio: float = 0.75  # part of the steps in which the encoder learns too; 0: the decoder alone
+    encoder_ratio: float = 0.88  # part of the steps in which the encoder learns too; 0: the decoder alone
     latents_of: str = ""  # a checkpoint whose latents the encoder keeps to, so that later stages stay valid
     kl_weight: float = 1e-5
     gradient_weight: float = 0.5  # L1 of picture gradients: crisp edges
@@ -173,7 +173,7 @@ class StoryLMStage(StageConfig):
 
 @dataclass(frozen=True)
 class CharLDMStage(StageConfig):
-    max_train_steps: int = 28250
+    max_train_steps: int = 32050
     train_batch_size: int = 24
     learning_rate: float = 2e-3
     ema_decay: float = 0.998
@@ -194,20 +194,21 @@ class CharLDMStage(StageConfig):
 
 @dataclass(frozen=True)
 class AlignStage(StageConfig):
-    max_train_steps: int = 3000
+    max_train_steps: int = 5700
     train_batch_size: int = 32  # frames
     learning_rate: float = 2e-3
     sample_steps: int = 300
     checkpointing_steps: int = 200
     min_frames: int = 2
     max_frames: int = 50
-    context_frames: int = 24  # that are read at once; longer stories in the reduced context of bounded memory
+    context_frames: int = 50  # that are read at once; longer stories in the reduced context of bounded memory
     drop_prob: float = 0.3  # share of the other stories of some length that are read in it too
     context: str = "interleaved"  # what is known of earlier frames: interleaved | captions (no pictures)
     validation_stories: int = 24  # what a sample step measures
     ce_loss_scale: float = 0.5
     gen_loss_scale: float = 1.0
     contrast_loss_scale: float = 1.0  # find the own target among the batch's (not in the paper)
+    answer_loss_scale: float = 5.0  # write the plain caption behind the [IMG] tokens (not in the paper)
     diffusion_loss_scale: float = 0.0  # the official second trainer's objective, through the frozen UNet
 
 

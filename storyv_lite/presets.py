@@ -122,6 +122,7 @@ _PAPER: dict[str, Any] = {
         "max_train_steps": 20000,
         "learning_rate": 1e-3,
         "contrast_loss_scale": 0.0,
+        "answer_loss_scale": 0.0,
         "lr_warmup_steps": 2000,
         "min_frames": 4,
         "max_frames": 4,

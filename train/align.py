@@ -2,7 +2,9 @@
 
 Inputs are stories with references and their true pictures; the target of every frame is the fused embedding
 of its plain caption (specification C.3, first trainer: L2 norm per token, plus cross-entropy), told
-apart from the other targets of the batch. All frames of a story are targets of one pass. The paper freezes
+apart from the other targets of the batch. Behind its [IMG] tokens the language model goes on writing that
+caption, which it sees through them alone: who is meant is one word there, and a small part of an embedding.
+All frames of a story are targets of one pass. The paper freezes
 its 7B model; ours is small and learns on, which `model.language.trainable` says. What differs besides:
 pictures are sometimes noisy, wrong or missing, because the runtime feeds back its own, and long stories are
 sometimes read in the reduced context of bounded memory.
@@ -19,7 +21,7 @@ from storyv_lite.config import AlignStage, TrainConfig
 from storyv_lite.errors import BundleError
 from storyv_lite.modeling.checkpoints import has_component, load_component, save_component
 from storyv_lite.modeling.mapper import Mapper
-from storyv_lite.modeling.packing import PackedFrame, PackedStories, Vocabulary, collate, pack
+from storyv_lite.modeling.packing import IGNORED, PackedFrame, PackedStories, Vocabulary, collate, pack
 from storyv_lite.modeling.schedule import build_scheduler, training_target
 from storyv_lite.modeling.story_lm import StoryLM, VisualProjection
 from storyv_lite.prompt import history, query, text_history
@@ -36,6 +38,7 @@ from storyv_lite.train.conditioning import (
 )
 from storyv_lite.train.language_tokenizer import PAD, load_language_tokenizer, vocabulary_of
 from storyv_lite.train.loop import append_metrics, parameter_groups, run_stage, step_rng
+from storyv_lite.train.story_lm import answered
 from storyv_lite.train.telling import Telling, story_length, tell, told, window
 from storyv_lite.train.toonworld import draw
 from storyv_lite.train.toonworld.cast import CAST
@@ -48,6 +51,7 @@ NO_PICTURE, WRONG_PICTURE = 0.1, 0.05  # shares of pictures that are missing, or
 PICTURE_NOISE = 0.2  # most noise on a picture's vector, in its own spread
 CONTRAST_SHARPNESS = 20.0  # inverse temperature
 LONG_FROM = 0.4  # part of the steps after which stories have their full length
+LAST, LONG = 0.75, 16  # part of the steps after which every story is long; its beginning is a short one
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ class Batches:
         rng = step_rng(self.config.seed, STAGE, step)
         grown = min(1.0, 0.2 + step / max(1.0, LONG_FROM * settings.max_train_steps))
         longest = settings.min_frames + (settings.max_frames - settings.min_frames) * grown
-        frames = story_length(rng, settings.min_frames, longest)
+        last = step >= LAST * settings.max_train_steps
+        shortest = min(LONG, settings.max_frames) if last else settings.min_frames
+        frames = story_length(rng, shortest, longest)
         count = max(1, settings.train_batch_size // min(frames, settings.context_frames))
         tellings = [tell(int(rng.integers(2**30)), frames, "train") for _ in range(count)]
         return self.of(tellings, rng, ORIGINAL_CAPTION, settings.drop_prob)
@@ -97,7 +103,8 @@ class Batches:
                 caption, answer = told(telling, frame, rng, original_prob)
                 finished = history(caption) if pictured else text_history(caption)
                 past = finished if frame < len(telling) - 1 else None
-                packed.append(PackedFrame(query(caption) if target else None, past))
+                words = f" {answer}" if target and self.config.align.answer_loss_scale else ""
+                packed.append(PackedFrame(query(caption) if target else None, past, words))
                 if past is not None and pictured:
                     pictures.append(draw.render(telling.scenes[frame], shape.vision.image_size).image)
                 if target:
@@ -174,14 +181,19 @@ def losses(
     with torch.no_grad():
         pooled = worn(pooled_pictures(aligned.vision_encoder, batch.pixels))
         target = aligned.conditioner(batch.targets).float()
-    hidden = lm(batch.stories, pooled)
+    hidden = lm(batch.stories, pooled, bottleneck=True)
     predicted = aligned.mapper(lm.image_states(hidden, batch.stories)).float()
     weights = token_weights(batch.targets.input_ids)
+    answers = answered(batch.stories)[batch.stories.labels != IGNORED]
+    language = lm.language_loss(hidden, batch.stories)
     parts = {
         "alignment": ((predicted - target).norm(dim=-1) * weights).sum(1).mean(),
-        "language": lm.language_loss(hidden, batch.stories).mean(),
+        "language": language[~answers].mean(),
     }
     loss = settings.gen_loss_scale * parts["alignment"] + settings.ce_loss_scale * parts["language"]
+    if settings.answer_loss_scale:
+        parts["answer"] = language[answers].mean()
+        loss = loss + settings.answer_loss_scale * parts["answer"]
     if settings.contrast_loss_scale:
         parts["contrast"] = contrast(predicted, target, weights)
         loss = loss + settings.contrast_loss_scale * parts["contrast"]

@@ -24,7 +24,7 @@ from storyv_lite.config import (
 )
 from storyv_lite.errors import BundleError
 from storyv_lite.modeling.checkpoints import load_component, read_checkpoint
-from storyv_lite.modeling.packing import Kind
+from storyv_lite.modeling.packing import Kind, visible
 from storyv_lite.runtime.context import RECENT, Finished, reduce
 from storyv_lite.train import align
 from storyv_lite.train.alignment import Aligned, exchange
@@ -88,7 +88,11 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def parts(folder: Path) -> tuple[align.Batches, Aligned]:
-    config = tiny_config(folder)
+    return parts_of(folder)
+
+
+def parts_of(folder: Path, **stage: object) -> tuple[align.Batches, Aligned]:
+    config = tiny_config(folder, **stage)
     names = ("text_encoder", "character_encoder", "fusion", "vision_encoder")
     frozen = [load_component(folder / name).requires_grad_(False) for name in names]
     torch.manual_seed(0)
@@ -213,6 +217,25 @@ def test_a_trainable_language_model_learns_and_a_frozen_one_keeps_all_but_its_im
         assert torch.equal(after["model.norm.weight"], before["model.norm.weight"]) != trainable
         record = read_checkpoint(folder)["stages"]["align"]
         assert record["steps"] == 2 and record["done"]
+
+
+def test_the_answer_is_written_behind_the_image_tokens_and_seen_through_them_alone(folder: Path) -> None:
+    batches, aligned = parts_of(folder)
+    batch = batches.of([tell(5, 4, "train")], np.random.default_rng(0), 0.0, 0.0)
+    assert int((batch.stories.kinds == Kind.ANSWER).sum()) > 20
+    torch.manual_seed(0)  # pictures are worn at random
+    one = align.losses(aligned, batch, AlignStage(answer_loss_scale=1.0))
+    torch.manual_seed(0)
+    three = align.losses(aligned, batch, AlignStage(answer_loss_scale=3.0))
+    torch.testing.assert_close(three["loss"] - one["loss"], 2 * one["answer"])
+    seen = visible(batch.stories, bottleneck=True)
+    rows = (batch.stories.kinds == Kind.ANSWER)[0]
+    told = (batch.stories.kinds == Kind.TEXT)[0]
+    assert not seen[0][rows][:, told].any()
+    without, _ = parts_of(folder, answer_loss_scale=0.0)
+    batch = without.of([tell(5, 4, "train")], np.random.default_rng(0), 0.0, 0.0)
+    assert not (batch.stories.kinds == Kind.ANSWER).any()
+    assert "answer" not in align.losses(aligned, batch, AlignStage(answer_loss_scale=0.0))
 
 
 def test_the_report_tells_distance_and_retrieval_of_validation_stories(folder: Path) -> None:

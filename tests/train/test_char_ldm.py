@@ -22,7 +22,7 @@ from storyv_lite.train.conditioning import Conditioner, load_text_tokenizer, wit
 from storyv_lite.train.data import FrameSet
 from storyv_lite.train.image_text import NAMES
 from storyv_lite.train.latents import LatentSet
-from storyv_lite.train.toonworld import draw
+from storyv_lite.train.toonworld import captions, draw
 from storyv_lite.train.toonworld.corpus import text_corpus
 
 
@@ -133,6 +133,22 @@ def test_in_plain_words_all_that_tells_of_a_character_looks_inside_its_mask(earl
         pieces = [file.id_to_token(piece) or "" for piece in encoded.ids[0, words.numpy() > 0].tolist()]
         told.append("".join(pieces).split("Ġ")[-6:])
     assert told == [clause.lower().split() for clause in clauses[:2]]
+
+
+def test_a_caption_that_leaves_a_place_open_belongs_to_a_frame_of_the_usual_layout(earlier: Path) -> None:
+    batches, rng = batches_of(micro(), earlier), np.random.default_rng(0)
+    written = 0
+    for index, scene in enumerate(batches.frames.scenes):
+        for _ in range(12):
+            clauses = batches.clauses(index, rng)
+            plain = captions.plain_clauses(scene, placed=True)
+            if clauses == plain:
+                continue
+            written += 1
+            assert len(clauses) == 1
+            usual = plain == captions.plain_clauses(scene, placed=False)
+            assert usual or captions.says_position(clauses[0]), (scene, clauses)
+    assert written > 20
 
 
 def test_in_a_caption_as_written_the_name_alone_looks_inside_the_mask(earlier: Path) -> None:

@@ -22,7 +22,9 @@ from storyv_lite.modeling.story_lm import add_image_rows
 from storyv_lite.presets import from_dict, load_config
 from storyv_lite.train import autoencoder, recipes
 from storyv_lite.train.language_tokenizer import vocabulary_of
+from storyv_lite.train.toonworld import draw
 from storyv_lite.train.toonworld.cast import CAST
+from storyv_lite.train.toonworld.corpus import scene_for
 
 COMPONENTS = (
     "autoencoder",
@@ -89,7 +91,8 @@ def test_an_autoencoder_that_learns_on_keeps_the_latents_of_another_checkpoint(
         more = ["autoencoder.max_train_steps=60", "autoencoder.encoder_ratio=1"]
         recipes.run("micro", ["autoencoder"], "cpu", out, [*more, f"autoencoder.latents_of={latents_of}"])
         old, new = autoencoder.load(trained), autoencoder.load(out)
-        pixels = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        frames = np.stack([draw.render(scene_for(seed), 64).image for seed in range(8)])
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
         distance = autoencoder.moved(old, pixels, new.encode(pixels).latent_dist.mode())
         return float(distance), dict(new.config)
 

@@ -76,16 +76,13 @@ def _layers(size: int) -> tuple[_Layer, _Layer]:
     return _Layer(size), _Layer(size)
 
 
-def _facing(scene: Scene, index: int, lying: bool, rng: Random) -> int:
-    """1 to face right, -1 left: at random, but what is held points to where there is room for it."""
-    side = _OFFSETS[scene.actors[index].position]
-    chance = rng.choice((-1, 1))
-    if scene.actors[index].prop is None and not lying:
-        return chance
-    if side:
-        return -side
-    others = [_OFFSETS[actor.position] for actor in scene.actors]
-    return -sum(others) or chance
+def _facing(scene: Scene, index: int) -> int:
+    """1 to face right, -1 left: towards the middle, and from there to where there is room.
+
+    Never at random: of a picture that could as well be mirrored, a denoiser draws both halves.
+    """
+    others = sum(_OFFSETS[actor.position] for actor in scene.actors)
+    return -1 if (_OFFSETS[scene.actors[index].position] or others) > 0 else 1
 
 
 def _spread(centres: list[float], reaches: list[tuple[float, float]]) -> list[float]:
@@ -114,7 +111,7 @@ def _stances(scene: Scene) -> list[_Stance]:
     for index, actor in enumerate(scene.actors):
         held = pose(actor.action, actor.prop is not None, rng)
         scale = _SCALES[count] * member(actor.name).scale
-        facing = _facing(scene, index, held.lying, rng)
+        facing = _facing(scene, index)
         front = max(held.reach, _PROP_REACH) if actor.prop else held.reach
         left, right = (held.reach, front) if facing == 1 else (front, held.reach)
         reaches.append((left * scale, right * scale))
