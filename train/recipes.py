@@ -170,7 +170,7 @@ def describe(config: TrainConfig, out: Path) -> None:
         "merge_step": _merge_step(config),
         "first_frame": "char_ldm",
         "train_config": as_dict(config),
-        **({"judge": old["judge"]} if "judge" in old else {}),
+        **{name: old[name] for name in ("judge", "context") if name in old},
     }
     write_checkpoint(out, facts)
 
