@@ -146,12 +146,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
             return fault.exit_code
         while sum(one.kills for one in killed) < asked.kills:
-            killed.append(stories.kill(len(killed), kinds[len(killed) % len(kinds)]))
+            one = stories.kill(len(killed), kinds[len(killed) % len(kinds)])
+            killed.append(one)
+            same = "identical" if one.identical else "DIFFERS"
+            print(f"story {len(killed)}: {one.damage}, {one.kills} kills, {same}", file=sys.stderr)
     print(markdown_table(table(killed)))
     for one in killed:
         if not one.identical:
             print(f"differs ({one.damage}): {one.said or 'bytes'}")
-    result = {"schema": 1, "unbroken_s": round(stories.seconds, 2), "stories": [asdict(one) for one in killed]}
+    result = {
+        "schema": 1,
+        "unbroken_s": round(stories.seconds, 2),
+        "stories": [asdict(one) for one in killed],
+    }
     print(json.dumps({**result, "identical": all(one.identical for one in killed)}))
     return 0 if all(one.identical for one in killed) else 1
 

@@ -1,5 +1,6 @@
-"""Stories that are stopped, damaged, redrawn, branched and continued: the same bytes as in one go, or a refusal."""
+"""Stories stopped, damaged, redrawn, branched and continued: the same bytes as in one go, or a refusal."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -19,6 +20,9 @@ from storyv_lite.runtime.disk import locked
 from storyv_lite.runtime.journal import JOURNAL, read_journal
 from storyv_lite.runtime.language import make_piece
 from storyv_lite.runtime.pipeline import StoryPipeline
+from storyv_lite.runtime.storyboard_folder import StoryboardFolder
+from storyv_lite.runtime.takes import extended
+from storyv_lite.story import Caption
 
 CAPTIONS = ["Milo is waving.", "He is standing.", "Luna is sitting.", "They have a ball.", "Milo waves."]
 QUICK = ("--steps", "2", "--seed", "3")
@@ -323,8 +327,6 @@ def test_what_a_kill_interrupts_is_finished_by_continue(then: tuple[str, ...]) -
     assert journal is not None
     redrawn = {"redraw": 2, "continue": 6}[then[0]]
     shutil.copy(Path("whole", f"frame-{redrawn:02}.png"), "cut")
-    import dataclasses
-
     dataclasses.replace(journal, records=journal.records[:5]).write(Path("cut"))
     for arguments in (("redraw", "cut", "--frame", "1"), ("continue", "cut", "more.txt")):
         assert "is not finished" in refused(2, *arguments)
@@ -355,10 +357,6 @@ def test_frames_get_another_digit_where_the_hundredth_comes() -> None:
 def test_names_get_another_digit_whenever_that_was_interrupted() -> None:
     journal = read_journal(Path("whole"))
     assert journal is not None
-    from storyv_lite.runtime.storyboard_folder import StoryboardFolder
-    from storyv_lite.runtime.takes import extended
-    from storyv_lite.story import Caption
-
     longer = journal.retold(extended(journal.story.order, [Caption("Milo waves.")] * 95))
     os.rename("whole/frame-02.png", "whole/frame-002.png")
     pipeline = StoryPipeline.from_bundle("bundles/tiny", "cpu")

@@ -13,6 +13,7 @@ from storyv_lite.cli.console import note
 from storyv_lite.cli.drawing import (
     FolderArgument,
     KeepGoingOption,
+    SameBundleOption,
     draw_story,
     known_journal,
     open_pipeline,
@@ -22,7 +23,7 @@ from storyv_lite.cli.drawing import (
     take_over,
     writing,
 )
-from storyv_lite.cli.options import BundleOption, DeviceOption, JsonOption
+from storyv_lite.cli.options import DeviceOption, JsonOption
 from storyv_lite.story import Story, read_story
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 def continue_story(
     folder: FolderArgument,
     more: Annotated[
-        str, typer.Argument(metavar="[MORE]", help="Story file with what comes next; none to finish FOLDER.")
+        str, typer.Argument(metavar="MORE", help="Story file with what comes next; none to finish FOLDER.")
     ] = "",
-    bundle: BundleOption = "",
+    bundle: SameBundleOption = "",
     device: DeviceOption = "auto",
     keep_going: KeepGoingOption = False,
     as_json: JsonOption = False,

@@ -3,6 +3,7 @@
 Knows messages; what is pending is the journal's business, files are `StoryboardFolder`'s.
 """
 
+import json
 import shlex
 import signal
 import threading
@@ -28,6 +29,12 @@ SHOWN_WORDS = 12
 
 KeepGoingOption = Annotated[
     bool, typer.Option("--keep-going", help="When a frame fails, draw the others without it.")
+]
+SameBundleOption = Annotated[
+    str,
+    typer.Option(
+        "--bundle", metavar="BUNDLE", help="Bundle folder or name [default: the one it was begun with]."
+    ),
 ]
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a drawn story.")]
 
@@ -154,19 +161,18 @@ def draw_story(
     say(f"next: open {folder / PAGE}{after}")
     if as_json:
         say_json({"folder": str(folder), **receipt})
-    failed = [f"frame {one['frame']} ({one['error']})" for one in receipt["frames"] if "error" in one]
-    if failed:
-        raise FrameError(
-            f"{len(failed)} of {count} frames could not be drawn: {', '.join(failed)}",
-            f"draw one another way: storyv-lite redraw {folder} --frame N --seed N",
-        )
+    _refuse_failed(folder, receipt["frames"])
 
 
 def say_complete(drawn: "StoryboardFolder", as_json: bool) -> None:
-    """Say that there is nothing to do."""
-    say(f"nothing to do: all {len(drawn.journal.story.captions)} frames of {drawn.folder} are there")
+    """Say that there is nothing to do. Raises `FrameError` for frames that could not be drawn."""
+    from storyv_lite.runtime.journal import RECEIPT
+
+    say(f"nothing to do: {drawn.folder} is finished")
+    receipt = json.loads((drawn.folder / RECEIPT).read_text(encoding="utf-8"))
     if as_json:
-        say_json({"folder": str(drawn.folder), "complete": True})
+        say_json({"folder": str(drawn.folder), **receipt})
+    _refuse_failed(drawn.folder, receipt["frames"])
 
 
 def warn_of_unknown_words(pipeline: "StoryPipeline", story: "Story") -> None:
@@ -181,6 +187,15 @@ def warn_of_unknown_words(pipeline: "StoryPipeline", story: "Story") -> None:
         f"the model has never read: {', '.join(words[:SHOWN_WORDS])}{more}\n"
         f"  it knows {known}; places: {places}; everything: storyv-lite characters"
     )
+
+
+def _refuse_failed(folder: Path, records: list[dict[str, Any]]) -> None:
+    failed = [f"frame {record['frame']} ({record['error']})" for record in records if "error" in record]
+    if failed:
+        raise FrameError(
+            f"{len(failed)} of {len(records)} frames could not be drawn: {', '.join(failed)}",
+            f"draw one another way: storyv-lite redraw {folder} --frame N --seed N",
+        )
 
 
 def _draw(

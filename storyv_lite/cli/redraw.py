@@ -16,6 +16,7 @@ import typer
 
 from storyv_lite.cli.drawing import (
     FolderArgument,
+    SameBundleOption,
     draw_story,
     known_journal,
     open_pipeline,
@@ -24,7 +25,7 @@ from storyv_lite.cli.drawing import (
     take_over,
     writing,
 )
-from storyv_lite.cli.options import BundleOption, DeviceOption, JsonOption, make_folder
+from storyv_lite.cli.options import DeviceOption, JsonOption, make_folder
 from storyv_lite.errors import ConfigError
 from storyv_lite.story import Caption, parse
 
@@ -46,7 +47,7 @@ def redraw(
     branch: Annotated[
         str, typer.Option(metavar="NAME", help="Leave FOLDER as it is and write FOLDER-NAME.")
     ] = "",
-    bundle: BundleOption = "",
+    bundle: SameBundleOption = "",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:

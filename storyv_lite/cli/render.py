@@ -18,6 +18,7 @@ from storyv_lite.cli.options import (
     ForceOption,
     JsonOption,
     free_folder,
+    holds_something,
     make_folder,
 )
 from storyv_lite.errors import ConfigError, OutputError
@@ -46,7 +47,9 @@ def render(
     device: DeviceOption = "auto",
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with this story where it stopped [default: newest folder]."),
+        typer.Option(
+            "--resume", help="Go on where it stopped, in its newest unfinished folder or that of -o."
+        ),
     ] = False,
     keep_going: KeepGoingOption = False,
     force: ForceOption = False,
@@ -76,7 +79,7 @@ def render(
     with writing(folder, resume_command):
         make_folder(folder, force or resume)  # again: another process may have drawn here meanwhile
         begun = read_journal(folder) if resume else None
-        if resume and begun is None and any(folder.iterdir()):
+        if resume and begun is None and holds_something(folder):
             raise OutputError(f"`{folder}` is not empty and holds no story", "name another folder with `-o`")
         drawn = StoryboardFolder(folder, begun or wanted, pipeline)
         if begun is None:
