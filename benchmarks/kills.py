@@ -45,11 +45,11 @@ class Kills:
         self.options = list(options)
         self.chance = chance
         start = time.monotonic()
-        self._run(self._process(place / "whole"), None)
+        code, said = self._run(self._process(place / "whole"), None)
         self.seconds = time.monotonic() - start
         self.whole = pictures(place / "whole")
-        if not self.whole:
-            raise StoryVError("the unbroken story was not drawn", "try the same with `storyv-lite render`")
+        if code:
+            raise StoryVError(f"the unbroken story was not drawn: {said.strip()[-300:]}")
 
     def kill(self, number: int, damage: str) -> Killed:
         """Draw story `number`, stop it, damage it, and go on until it is finished."""
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     chance = random.Random(asked.seed)
     options = ["--steps", str(asked.steps), "--device", "cpu"]
-    options += ["--bundle", str(Path(asked.bundle).absolute())] if Path(asked.bundle).is_dir() else []
+    options += ["--bundle", asked.bundle] if asked.bundle else []
     killed: list[Killed] = []
     kinds = ["none", "torn journal", "truncated frame", *([] if sys.platform == "win32" else [FULL_DISK])]
     with tempfile.TemporaryDirectory(prefix="storyv-lite-kills-") as name:
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             stories = Kills(place, options, chance)
         except StoryVError as fault:
-            print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
+            print(f"error: {fault.message}", file=sys.stderr)
             return fault.exit_code
         while sum(one.kills for one in killed) < asked.kills:
             one = stories.kill(len(killed), kinds[len(killed) % len(kinds)])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ linux = pytest.mark.skipif(sys.platform == "win32", reason="needs limits of a pr
 
 
 @pytest.fixture
-def small_disk():
+def small_disk() -> Iterator[Callable[[int], None]]:
     """A limit on the size of files, which stands for a full disk."""
     import resource
 
@@ -34,7 +35,7 @@ def test_a_file_is_replaced_whole_and_leaves_nothing_behind(tmp_path: Path) -> N
 
 
 @linux
-def test_a_full_disk_tears_no_file_and_no_line(tmp_path: Path, small_disk) -> None:
+def test_a_full_disk_tears_no_file_and_no_line(tmp_path: Path, small_disk: Callable[[int], None]) -> None:
     write_file(tmp_path / "journal", b"one\n")
     small_disk(10)
     with pytest.raises(OSError):
