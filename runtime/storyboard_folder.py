@@ -73,15 +73,14 @@ class StoryboardFolder:
         `OSError`.
         """
         self._settle_names()
+        lost = [
+            frame
+            for frame, record in enumerate(self.journal.shown())
+            if record is not None and (retry if "error" in record else self._hash(frame) != record["sha256"])
+        ]
         pending = self.journal.pending
-        # Its file may be the new one already, with the journal not knowing yet.
-        unsure = {pending[0].frame} if pending else set()
-        lost = []
-        for frame, record in enumerate(self.journal.shown()):
-            if record is None or frame in unsure:
-                continue
-            good = not retry if "error" in record else self._hash(frame) == record["sha256"]
-            lost += [] if good else [frame]
+        if pending and lost == [pending[0].frame]:
+            lost = []  # its file may be the new one already, with the journal not knowing yet
         self.journal = self.journal.without(lost)
         if self.journal.pending:
             if resumed or lost:

@@ -340,6 +340,18 @@ def test_what_a_kill_interrupts_is_finished_by_continue(then: tuple[str, ...]) -
     assert pictures("cut") == pictures("whole")
 
 
+def test_damage_while_a_frame_is_redrawn_brings_back_what_the_others_were_drawn_behind() -> None:
+    shutil.copytree("whole", "cut")
+    done("redraw", "whole", "--frame", "2")
+    journal = read_journal(Path("whole"))
+    assert journal is not None
+    shutil.copy("whole/frame-02.png", "cut")  # the new one, and the kill came before its line
+    Path("cut/frame-04.png").unlink()
+    dataclasses.replace(journal, records=journal.records[:5]).write(Path("cut"))
+    done("continue", "cut")
+    assert differing("cut", "whole") == []
+
+
 def test_a_continued_story_is_the_long_one() -> None:
     Path("more.txt").write_text("Luna waves.\nMilo is sitting.\n")
     Path("long.txt").write_text("title: A day\n" + "\n".join([*CAPTIONS, "Luna waves.", "Milo is sitting."]))
