@@ -4,7 +4,6 @@ Knows numpy and Pillow; normalisation of pixels and latents is inside the export
 """
 
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,10 +52,3 @@ def png(image: Pixels, text: Mapping[str, str]) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "PNG", pnginfo=chunks)
     return stream.getvalue()
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is there complete or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

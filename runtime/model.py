@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component
-from storyv_lite.errors import BundleError
+from storyv_lite.errors import BundleError, FrameError
 from storyv_lite.prompt import Segment
 from storyv_lite.runtime.backends.base import Backend, Session
 from storyv_lite.runtime.images import Pixels, pixel_values, read_portrait, to_pixels
@@ -74,8 +74,14 @@ class Model:
         return conditioning
 
     def decode(self, latents: Floats) -> Pixels:
-        """Latents (1, channels, size, size) as a picture (H, W, 3)."""
-        return to_pixels(self.session(Component.VAE_DECODER).run({"latents": latents})["image"])
+        """Latents (1, channels, size, size) as a picture (H, W, 3). Raises `FrameError`."""
+        image = self.session(Component.VAE_DECODER).run({"latents": latents})["image"]
+        if not np.isfinite(image).all():
+            raise FrameError(
+                "the VAE decoder gave values that are no numbers",
+                "check the bundle with `storyv-lite inspect`",
+            )
+        return to_pixels(image)
 
     def look(self, image: Pixels) -> Floats:
         """The pixels of a finished frame as visual tokens (visual_tokens, hidden)."""

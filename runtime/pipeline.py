@@ -7,7 +7,7 @@ when first needed and shared by all stories of a pipeline; each story owns its c
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from storyv_lite.bundle import Bundle, find_bundle
 from storyv_lite.components import Component
-from storyv_lite.errors import ConfigError, StoryError
+from storyv_lite.errors import ConfigError, FrameError, StoryError
 from storyv_lite.prompt import history, query, text_history
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Backend
@@ -27,10 +27,12 @@ from storyv_lite.runtime.images import Pixels
 from storyv_lite.runtime.kv_cache import KVCache, Piece
 from storyv_lite.runtime.model import Model
 from storyv_lite.runtime.schedulers import NoiseSchedule, SamplerTable, sampler_table
-from storyv_lite.story import Story
+from storyv_lite.story import Caption, Story
 
 CONTEXTS = ("interleaved", "captions", "none")  # what a frame is drawn after; all but the first for measuring
 
+_TO_DRAW: Pixels = np.empty((0, 0, 3), np.uint8)  # stands where there is no picture yet
+_OTHERWISE = "draw it with another `--seed`, or check the bundle with `storyv-lite inspect`"
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 
 
@@ -46,11 +48,7 @@ class Frame:
     timings_ms: dict[str, float]  # per phase; loading a component counts in the phase that needs it first
     tokens_read: int  # by the language model, for this frame
     context: tuple[int, ...]  # finished frames that it was drawn after
-
-    @property
-    def reduced(self) -> bool:
-        """Whether some finished frames were left out, because a long story does not fit the context."""
-        return self.conditioning == "story" and len(self.context) < self.index
+    reduced: bool  # some finished frames were left out, because a long story does not fit the context
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ class _Clock:
 class _Context:
     """What the language model knows of one story while it is drawn: finished frames and the cache."""
 
-    def __init__(self, model: Model, captions: list[str], pictures: bool) -> None:
+    def __init__(self, model: Model, captions: tuple[Caption, ...], pictures: bool) -> None:
         """Without `pictures` a finished frame is remembered by its caption alone."""
         self._model = model
         self._captions = captions
@@ -103,7 +101,17 @@ class _Context:
         self._pieces: list[Piece] = []
         self._story: list[Finished] = []
         self._cache: KVCache | None = None
-        self.kept: tuple[int, ...] = ()  # finished frames that the last query was read behind
+        self._kept: tuple[int, ...] = ()  # those of `_pieces` that the last query was read behind
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """The finished frames that the last query was read behind."""
+        return tuple(self._pieces[place].frame for place in self._kept)
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the last query was read behind a part of what is remembered."""
+        return len(self._kept) < len(self._pieces)
 
     def remember(self, index: int, caption: str, image: Pixels) -> None:
         """Add a finished frame; its picture is encoded here, once for the whole story."""
@@ -117,8 +125,8 @@ class _Context:
         if self._cache is None:
             self._cache = self._model.language.new_cache(self._capacity())
         wanted = self._model.piece(index, query(caption))
-        self.kept = grow(self.kept, self._story, len(wanted), self._model.bundle.model.context)
-        kept = [self._pieces[frame] for frame in self.kept]
+        self._kept = grow(self._kept, self._story, len(wanted), self._model.bundle.model.context)
+        kept = [self._pieces[place] for place in self._kept]
         states = self._model.language.read(kept, wanted, self._cache)
         return states, self._cache.calls[-1][1]
 
@@ -126,9 +134,10 @@ class _Context:
         """Tokens the cache needs at most: the whole story, or as much of it as the context may hold."""
         limits = self._model.bundle.model.context
         begin = 1
-        lengths = sorted(len(self._model.piece(0, self._history(caption))) for caption in self._captions)
+        texts = [caption.text for caption in self._captions]
+        lengths = sorted(len(self._model.piece(0, self._history(text))) for text in texts)
         finished = sum(lengths[-(limits.frames - 1) :]) if limits.frames > 1 else 0
-        longest = max(len(self._model.piece(0, query(caption))) for caption in self._captions)
+        longest = max(len(self._model.piece(0, query(text))) for text in texts)
         return min(begin + finished + longest, limits.tokens)
 
 
@@ -166,8 +175,14 @@ class StoryPipeline:
         guidance_scale: float | None = None,
         on_progress: OnProgress | None = None,
         context: str = "interleaved",
+        finished: Iterable[Pixels | None] = (),
     ) -> Iterator[Frame]:
         """Draw a story frame by frame; what is not given comes from the bundle.
+
+        `finished` are the pictures of the first frames, where they are there already, (H, W, 3) each. They
+        are looked at and read as they were when they had just been drawn, so that the language model comes
+        to the same states bit for bit; the frames behind them are drawn. None is a frame that failed: it is
+        neither read nor remembered.
 
         `context` is for measuring what it is worth: "captions" keeps the pictures of finished frames from the
         language model, "none" draws every frame by itself, from its caption and the portraits.
@@ -177,9 +192,8 @@ class StoryPipeline:
         if context not in CONTEXTS:
             raise ConfigError(f"there is no context `{context}`", hint=f"contexts are {', '.join(CONTEXTS)}")
         settings = self.settings(seed, num_inference_steps, guidance_scale)
-        captions = [caption.text for caption in story.captions]
         told = on_progress or (lambda progress: None)
-        return self._frames(captions, settings, self._table(settings), told, context)
+        return self._frames(story.captions, settings, self._table(settings), told, context, finished)
 
     def settings(
         self, seed: int = 0, num_inference_steps: int | None = None, guidance_scale: float | None = None
@@ -221,35 +235,47 @@ class StoryPipeline:
         self.model.close()
 
     def _frames(
-        self, captions: list[str], settings: Settings, table: SamplerTable, told: OnProgress, known: str
+        self,
+        captions: tuple[Caption, ...],
+        settings: Settings,
+        table: SamplerTable,
+        told: OnProgress,
+        known: str,
+        finished: Iterable[Pixels | None],
     ) -> Iterator[Frame]:
         """The loop of specification D.1; a picture is looked at once, when the next frame needs it."""
         context = _Context(self.model, captions, pictures=known == "interleaved")
-        image: Pixels | None = None
+        there = iter(finished)
+        latest: tuple[int, Pixels] | None = None  # a picture that nobody has looked at yet
         for index, caption in enumerate(captions):
+            image = next(there, _TO_DRAW)
+            if image is None:
+                continue
             clock = _Clock()
             told(Progress(index, len(captions), "read"))
-            if image is not None and known != "none":
+            if latest is not None and known != "none":
                 with clock("look"):
-                    context.remember(index - 1, captions[index - 1], image)
-            if known == "none" or (index == 0 and self.bundle.model.first_frame == "char_ldm"):
-                kind, read = "portraits", 0
-                with clock("portraits"):
-                    story = self.model.portraits(caption)
-            else:
-                kind = "story"
+                    context.remember(latest[0], captions[latest[0]].text, latest[1])
+            states, read = None, 0
+            if known != "none" and (index > 0 or self.bundle.model.first_frame != "char_ldm"):
                 with clock("read"):
-                    image_states, read = context.read(index, caption)
-                with clock("map"):
-                    story = self.model.map(image_states)
-            with clock("text"):
-                conditioning = self._conditioning(caption, story)
-            with clock("draw"):
-                latents = self._draw(conditioning, settings, table, index, len(captions), told)
-            told(Progress(index, len(captions), "decode"))
-            with clock("decode"):
-                image = self.model.decode(latents)
-            yield Frame(index, image, caption, settings.seed, kind, clock.timings_ms, read, context.kept)
+                    states, read = context.read(index, caption.text)
+            if image is _TO_DRAW:
+                with clock("portraits" if states is None else "map"):
+                    story = self.model.portraits(caption.text) if states is None else self.model.map(states)
+                with clock("text"):
+                    conditioning = self._conditioning(caption.text, story)
+                seed = settings.seed if caption.seed is None else caption.seed
+                with clock("draw"):
+                    latents = self._draw(conditioning, settings, table, seed, index, len(captions), told)
+                told(Progress(index, len(captions), "decode"))
+                with clock("decode"):
+                    image = self.model.decode(latents)
+                check_picture(image)
+                kind, times = "portraits" if states is None else "story", clock.timings_ms
+                reduced = states is not None and context.reduced
+                yield Frame(index, image, caption.text, seed, kind, times, read, context.frames, reduced)
+            latest = index, image
 
     def _conditioning(self, caption: str, story: NDArray[np.float32]) -> Conditioning:
         """What one frame is drawn from; the plain caption is encoded only when an evaluation sees it."""
@@ -263,21 +289,25 @@ class StoryPipeline:
         conditioning: Conditioning,
         settings: Settings,
         table: SamplerTable,
+        seed: int,
         index: int,
         frames: int,
         told: OnProgress,
     ) -> NDArray[np.float32]:
         dims = self.bundle.model.dimensions
-        return draw_latents(
+        latents = draw_latents(
             self.model.session(Component.UNET),
             table,
             conditioning,
             settings.guidance_scale,
-            frame_generator(settings.seed, index),
+            frame_generator(seed, index),
             (dims.latent_channels, dims.latent_size, dims.latent_size),
             self.batched,
             lambda step, steps: told(Progress(index, frames, "draw", step, steps)),
         )
+        if not np.isfinite(latents).all():
+            raise FrameError("the UNet gave values that are no numbers", _OTHERWISE)
+        return latents
 
     def _table(self, settings: Settings) -> SamplerTable:
         model = self.bundle.model
@@ -285,3 +315,9 @@ class StoryPipeline:
         return sampler_table(
             settings.sampler, schedule, settings.num_inference_steps, settings.timestep_spacing
         )
+
+
+def check_picture(image: Pixels) -> None:
+    """Raise `FrameError` for a picture (H, W, 3) that shows nothing: every pixel is the same."""
+    if (image == image[0, 0]).all():
+        raise FrameError("every pixel of the picture is the same", _OTHERWISE)

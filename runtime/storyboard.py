@@ -1,8 +1,8 @@
 """The finished story as one picture (`storyboard.png`) and as one page (`index.html`).
 
 Knows captions and PNG files, not how they were drawn. The page needs nothing beside itself: pictures are
-inside, every text is escaped, and its own policy forbids scripts and requests. Captions on the sheet are set
-in the font that Pillow carries, Aileron Regular (CC0 1.0).
+inside (but for a branch), every text is escaped, and its own policy forbids scripts and requests. Captions on
+the sheet are set in the font that Pillow carries, Aileron Regular (CC0 1.0).
 """
 
 import base64
@@ -103,26 +103,44 @@ def _rounded(size: tuple[int, int]) -> Image.Image:
     return mask.resize(size, Image.Resampling.LANCZOS)
 
 
-def page(title: str, panels: Sequence[Panel], details: Sequence[tuple[str, str]]) -> str:
-    """The story as a self-contained HTML page; `details` (name, value) are folded away at its foot."""
+def blank(size: int) -> bytes:
+    """The PNG file that stands for a picture that is not there."""
+    file = io.BytesIO()
+    Image.new("RGB", (size, size), PAPER).save(file, "PNG")
+    return file.getvalue()
+
+
+def page(
+    title: str,
+    panels: Sequence[Panel],
+    details: Sequence[tuple[str, str]],
+    files: Sequence[str] | None = None,
+) -> str:
+    """The story as an HTML page; `details` (name, value) are folded away at its foot.
+
+    Pictures are inside; or, where `files` names them, beside it: such a page is small, and not to be sent.
+    """
+    data = "data:image/png;base64,"
+    sources = files or [data + base64.b64encode(panel.png).decode("ascii") for panel in panels]
     figures = "\n".join(
         FIGURE.substitute(
             number=number,
             alt=escape(f"Picture {number}: {panel.caption}"),
-            data=base64.b64encode(panel.png).decode("ascii"),
+            source=escape(source),
             caption=escape(panel.caption),
             loading="eager" if number <= 6 else "lazy",
         )
-        for number, panel in enumerate(panels, start=1)
+        for number, (panel, source) in enumerate(zip(panels, sources, strict=True), start=1)
     )
     rows = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in details)
     number = NUMBERS[len(panels)] if len(panels) < len(NUMBERS) else str(len(panels))
     count = f"{number} picture" + ("s" if len(panels) != 1 else "")
-    return PAGE.substitute(title=escape(title), count=count, figures=figures, rows=rows)
+    images = "'self' file:" if files else "data:"
+    return PAGE.substitute(title=escape(title), count=count, figures=figures, rows=rows, images=images)
 
 
 FIGURE = Template("""<li><figure>
-<img src="data:image/png;base64,$data" alt="$alt" width="256" height="256" loading="$loading">
+<img src="$source" alt="$alt" width="256" height="256" loading="$loading">
 <figcaption><span aria-hidden="true">$number</span>$caption</figcaption>
 </figure></li>""")
 
@@ -133,7 +151,7 @@ PAGE = Template("""<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+  content="default-src 'none'; img-src $images; style-src 'unsafe-inline'">
 <title>$title</title>
 <style>
 :root {

@@ -1,127 +1,272 @@
 """The folder a story is drawn into: frames as they come, then the sheet, the page and the receipt.
 
-Knows files, not how a frame comes about. Every file is there complete or not at all. Pictures carry their
-seed, caption and bundle, and no time of day: the same story gives the same bytes.
+Knows files and the journal beside them, not how a frame comes about. Every file is there complete or not at
+all, and a frame's file before its line in the journal: whatever ends the process, the next one goes on.
+Pictures carry their seed, caption and bundle, and no time of day: the same story gives the same bytes.
 """
 
 import hashlib
 import io
 import json
 import platform
+import re
 import shlex
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL
 import tokenizers
+from PIL import Image
 
 from storyv_lite import __version__
+from storyv_lite.errors import StoryVError
 from storyv_lite.memory import format_bytes, resident_memory
-from storyv_lite.runtime.images import png, write_file
-from storyv_lite.runtime.pipeline import Frame, Settings, StoryPipeline
-from storyv_lite.runtime.storyboard import Panel, page, sheet
+from storyv_lite.runtime.backends.base import Backend
+from storyv_lite.runtime.disk import link_file, write_file
+from storyv_lite.runtime.images import Pixels, png
+from storyv_lite.runtime.journal import JOURNAL, RECEIPT, Journal, Record
+from storyv_lite.runtime.pipeline import Frame, OnProgress, Settings, StoryPipeline
+from storyv_lite.runtime.storyboard import Panel, blank, page, sheet
+from storyv_lite.runtime.takes import captions_at, overdrawn, run
 from storyv_lite.story import Story
 
 SCHEMA = 1
-SHEET, PAGE, RECEIPT = "storyboard.png", "index.html", "story.json"
+SHEET, PAGE = "storyboard.png", "index.html"
+FRAME_FILE = re.compile(r"frame-(\d{2,})\.png")
+
+
+def new_journal(story: Story, title: str, pipeline: StoryPipeline, settings: Settings) -> Journal:
+    """The journal of a story of which nothing is drawn; `title` heads the sheet and the page."""
+    bundle = {"name": pipeline.bundle.name, "sha256": pipeline.bundle.sha256}
+    return Journal(title, story, asdict(settings), bundle, made_with(pipeline.backend))
+
+
+def made_with(backend: Backend) -> dict[str, Any]:
+    """What the bytes of a picture may depend on beside story, settings and bundle."""
+    return {"versions": _versions(backend), "threads": backend.threads, "provider": backend.provider}
 
 
 class StoryboardFolder:
-    """Writes what `StoryPipeline.draw` yields; `title` heads the sheet and the page."""
+    """Draws what the journal has pending. Whoever holds one has locked its folder."""
 
-    def __init__(
-        self, folder: Path, story: Story, title: str, pipeline: StoryPipeline, settings: Settings
-    ) -> None:
+    def __init__(self, folder: Path, journal: Journal, pipeline: StoryPipeline) -> None:
         self.folder = folder
-        self.story = story
-        self.title = title
+        self.journal = journal
         self.pipeline = pipeline
-        self.settings = settings
-        self.panels: list[Panel] = []
-        self.records: list[dict[str, Any]] = []
 
-    def clear(self) -> None:
-        """Remove what an earlier story left here, and nothing else."""
-        for file in (
-            *self.folder.glob("frame-*.png"),
-            *(self.folder / name for name in (SHEET, PAGE, RECEIPT)),
-        ):
-            file.unlink(missing_ok=True)
+    def begin(self) -> None:
+        """Put a new journal in place, then remove what an earlier story left here, and nothing else."""
+        self.journal.write(self.folder)
+        for name in (RECEIPT, SHEET, PAGE):
+            (self.folder / name).unlink(missing_ok=True)
+        self._settle_names()
 
-    def add(self, frame: Frame) -> Path:
-        """Write one frame and return its path."""
-        digits = max(2, len(str(len(self.story.captions))))
-        name = f"frame-{frame.index + 1:0{digits}}.png"
-        chunks = {"caption": frame.caption, "seed": str(frame.seed), "bundle": self.pipeline.bundle.sha256}
-        content = png(frame.image, chunks)
-        write_file(self.folder / name, content)
-        self.panels.append(Panel(frame.caption, content))
-        self.records.append(
-            {
-                "file": name,
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "caption": frame.caption,
-                "conditioning": frame.conditioning,
-                "tokens_read": frame.tokens_read,
-                "context_frames": [index + 1 for index in frame.context],
-                "reduced_context": frame.reduced,
-                "timings_ms": {phase: round(value, 1) for phase, value in frame.timings_ms.items()},
-            }
-        )
-        return self.folder / name
+    def go_on(self, retry: bool, resumed: bool) -> list[int]:
+        """Take over what is here; returns the frames (from 0) that are lost. All drawn after them is, too.
+
+        `retry` counts frames that failed among the lost ones; `resumed` says so in the receipt. Raises
+        `OSError`.
+        """
+        self._settle_names()
+        bad = {
+            frame
+            for frame, record in enumerate(self.journal.shown())
+            if record is not None and (retry if "error" in record else self._hash(frame) != record["sha256"])
+        }
+        # A kill may come between a redrawn frame and its line: bad alone, such a frame is no loss.
+        lost = sorted(bad) if bad - overdrawn(self.journal.pending) else []
+        self.journal = self.journal.without(lost)
+        if self.journal.pending:
+            if resumed or lost:
+                at = {"frame": self.journal.pending[0].frame + 1, "at": _now()}
+                self.journal = replace(self.journal, resumed=(*self.journal.resumed, at))
+            self.journal.write(self.folder)  # whole again, should its end be torn
+        return lost
+
+    def branch(self, source: Path) -> None:
+        """Fill this empty folder with the frames of `source`, which take no room of their own."""
+        self.journal.write(self.folder)
+        for frame, record in enumerate(self.journal.shown()):
+            if record and "error" not in record:
+                link_file(source / self._name(frame), self.folder / self._name(frame))
+
+    def draw(self, told: OnProgress, keep_going: bool) -> Iterator[Record]:
+        """Draw what is pending; yields the record of each take, written as it comes.
+
+        A frame that fails is recorded. Then `FrameError` is raised; or, with `keep_going`, the next frames
+        are drawn as if it were not there. Raises `OSError`, with nothing torn, when the disk is full.
+        """
+        while self.journal.pending:
+            begin, order = len(self.journal.records), self.journal.story.order
+            count, first = run(order, begin), order[begin].frame
+            story = Story(captions_at(order, begin + count))
+            settings = self.journal.settings
+            frames = self.pipeline.draw(
+                story,
+                settings["seed"],
+                settings["num_inference_steps"],
+                settings["guidance_scale"],
+                told,
+                finished=self._pictures(first),
+            )
+            drawn = islice(frames, count)
+            while len(self.journal.records) < begin + count:
+                try:
+                    frame = next(drawn)
+                except OSError:  # a finished frame cannot be read: no fault of the one to draw
+                    raise
+                except Exception as fault:
+                    yield self._failed(fault)
+                    if not keep_going:
+                        raise
+                    break  # the generator has ended; the next one begins behind the frame that failed
+                yield self._add(frame)
 
     def finish(self, seconds: float) -> dict[str, Any]:
-        """Write sheet, page and receipt; `seconds` is what everything took. Returns the receipt."""
-        board = io.BytesIO()
-        sheet(self.title, self.panels).save(board, "PNG")
-        write_file(self.folder / SHEET, board.getvalue())
+        """Write sheet, page and receipt, then remove the journal; `seconds` is what this run took.
+
+        A branch gets a page that shows the frames beside it, and no sheet: it shall be small.
+        """
+        panels = [self._panel(frame) for frame in range(len(self.journal.story.captions))]
         receipt = self._receipt(seconds)
-        write_file(self.folder / PAGE, page(self.title, self.panels, self._details(receipt)).encode())
+        names = None
+        if self.journal.branch_of:
+            names = [self._name(frame) for frame in range(len(panels))]
+        else:
+            board = io.BytesIO()
+            sheet(self.journal.title, panels).save(board, "PNG")
+            write_file(self.folder / SHEET, board.getvalue())
+        content = page(self.journal.title, panels, self._details(receipt), names)
+        write_file(self.folder / PAGE, content.encode())
         write_file(self.folder / RECEIPT, (json.dumps(receipt, indent=1, ensure_ascii=False) + "\n").encode())
+        (self.folder / JOURNAL).unlink(missing_ok=True)
         return receipt
+
+    @property
+    def there(self) -> int:
+        """How many frames are on the disk."""
+        return sum(1 for record in self.journal.shown() if record and "error" not in record)
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing left to do."""
+        files = (RECEIPT, PAGE) if self.journal.branch_of else (RECEIPT, PAGE, SHEET)
+        there = all((self.folder / name).is_file() for name in files)
+        return there and not self.journal.pending and not (self.folder / JOURNAL).exists()
+
+    def _add(self, frame: Frame) -> Record:
+        chunks = {"caption": frame.caption, "seed": str(frame.seed), "bundle": self.pipeline.bundle.sha256}
+        content = png(frame.image, chunks)
+        write_file(self.folder / self._name(frame.index), content)
+        record = {
+            "frame": frame.index + 1,
+            "seed": frame.seed,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "caption": frame.caption,
+            "conditioning": frame.conditioning,
+            "tokens_read": frame.tokens_read,
+            "context_frames": [index + 1 for index in frame.context],
+            "reduced_context": frame.reduced,
+            "timings_ms": {phase: round(value, 1) for phase, value in frame.timings_ms.items()},
+        }
+        self.journal = self.journal.append(self.folder, record)
+        return record
+
+    def _failed(self, fault: Exception) -> Record:
+        take = self.journal.pending[0]
+        reason = fault.message if isinstance(fault, StoryVError) else f"{type(fault).__name__}: {fault}"
+        seed = self.journal.settings["seed"] if take.caption.seed is None else take.caption.seed
+        record = {"frame": take.frame + 1, "seed": seed, "caption": take.caption.text, "error": reason}
+        self.journal = self.journal.append(self.folder, record)
+        return record
+
+    def _name(self, frame: int) -> str:
+        digits = max(2, len(str(len(self.journal.story.captions))))
+        return f"frame-{frame + 1:0{digits}}.png"
+
+    def _settle_names(self) -> None:
+        """Give frames the digits that the story's length asks for, and remove those of no frame of it."""
+        count = len(self.journal.story.captions)
+        here = {record["frame"] for record in self.journal.records}
+        for file in self.folder.glob("frame-*.png"):
+            match = FRAME_FILE.fullmatch(file.name)
+            if match is None or file.name == self._name(int(match[1]) - 1):
+                continue
+            number = int(match[1])
+            target = self.folder / self._name(number - 1)
+            if number in here and number <= count and not target.exists():
+                file.rename(target)
+            else:
+                file.unlink()
+
+    def _hash(self, frame: int) -> str:
+        try:
+            return hashlib.sha256((self.folder / self._name(frame)).read_bytes()).hexdigest()
+        except FileNotFoundError:
+            return ""
+
+    def _pictures(self, count: int) -> Iterator[Pixels | None]:
+        """The pictures of the first `count` frames as they are now, one after the other."""
+        for frame, record in enumerate(self.journal.shown()[:count]):
+            if record is None or "error" in record:
+                yield None
+                continue
+            with Image.open(self.folder / self._name(frame)) as file:
+                yield np.asarray(file.convert("RGB"))
+
+    def _panel(self, frame: int) -> Panel:
+        record = self.journal.shown()[frame]
+        if record and "error" not in record:
+            return Panel(record["caption"], (self.folder / self._name(frame)).read_bytes())
+        size = self.pipeline.bundle.model.dimensions.image_size
+        return Panel(f"(could not be drawn) {self.journal.story.captions[frame].text}", blank(size))
 
     def _receipt(self, seconds: float) -> dict[str, Any]:
         bundle, backend = self.pipeline.bundle, self.pipeline.backend
         return {
             "schema": SCHEMA,
-            "story": {"title": self.story.title, "captions": [one.text for one in self.story.captions]},
-            "settings": asdict(self.settings),
+            "title": self.journal.title,
+            "story": self.journal.story.as_json(),
+            "settings": dict(self.journal.settings),
             "bundle": {"name": bundle.name, "sha256": bundle.sha256, "chosen": self.pipeline.reason},
             "command": self._command(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": _now(),
             "device": {"device": backend.device, "provider": backend.provider, "chosen": backend.reason},
             "threads": backend.threads,
             "machine": f"{platform.system()} {platform.machine()}",
-            "versions": {
-                "storyv-lite": __version__,
-                "python": platform.python_version(),
-                **backend.versions(),
-                "tokenizers": tokenizers.__version__,
-                "pillow": PIL.__version__,
-            },
-            "unknown_words": list(self.pipeline.unknown_words(self.story)),
+            "versions": _versions(backend),
+            "unknown_words": list(self.pipeline.unknown_words(self.journal.story)),
             "seconds": round(seconds, 2),
             "memory_bytes": asdict(resident_memory()),
-            "frames": self.records,
+            "resumed": list(self.journal.resumed),
+            "branch_of": self.journal.branch_of,
+            "frames": [
+                {**({} if "error" in record else {"file": self._name(record["frame"] - 1)}), **record}
+                for record in self.journal.shown()
+                if record is not None
+            ],
         }
 
     def _command(self) -> str:
         """What draws the same story again, beside the receipt."""
-        settings = self.settings
+        settings = self.journal.settings
         words = ["storyv-lite", "render", RECEIPT, "--bundle", self.pipeline.bundle.name]
-        words += ["--seed", str(settings.seed), "--steps", str(settings.num_inference_steps)]
-        words += ["--guidance", str(settings.guidance_scale), "--device", self.pipeline.backend.device]
+        words += ["--seed", str(settings["seed"]), "--steps", str(settings["num_inference_steps"])]
+        words += ["--guidance", str(settings["guidance_scale"]), "--device", self.pipeline.backend.device]
         return shlex.join(words)
 
     def _details(self, receipt: dict[str, Any]) -> list[tuple[str, str]]:
-        settings, peak = self.settings, receipt["memory_bytes"]["peak"]
-        steps = settings.num_inference_steps
+        settings, peak = self.journal.settings, receipt["memory_bytes"]["peak"]
+        steps, guidance = settings["num_inference_steps"], settings["guidance_scale"]
         details = [
             ("Model", f"{self.pipeline.bundle.name} ({self.pipeline.bundle.sha256[:12]})"),
-            ("Seed", str(settings.seed)),
-            ("Sampler", f"{settings.sampler}, {steps} steps, guidance {settings.guidance_scale:g}"),
+            ("Seed", str(settings["seed"])),
+            ("Sampler", f"{settings['sampler']}, {steps} steps, guidance {guidance:g}"),
             ("Time", f"{receipt['seconds']:.1f} s on {receipt['device']['device']}"),
             ("Memory", f"{format_bytes(peak)} at most" if peak else "not measured"),
             ("Drawn with", f"storyv-lite {__version__}"),
@@ -131,3 +276,17 @@ class StoryboardFolder:
         if receipt["unknown_words"]:
             details.append(("Unknown words", ", ".join(receipt["unknown_words"])))
         return details
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions(backend: Backend) -> dict[str, str]:
+    return {
+        "storyv-lite": __version__,
+        "python": platform.python_version(),
+        **backend.versions(),
+        "tokenizers": tokenizers.__version__,
+        "pillow": PIL.__version__,
+    }

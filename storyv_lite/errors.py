@@ -8,7 +8,8 @@ StoryVError                 1
 ├── BundleError             4   a bundle or checkpoint is missing, damaged or too new
 ├── BackendError            5   the device or provider asked for cannot run
 ├── BudgetError             6   the plan does not fit the memory given
-└── ParityError             7   an exported component differs too much from its source
+├── ParityError             7   an exported component differs too much from its source
+└── FrameError              8   a frame could not be drawn; the others are there, or can be
 """
 
 
@@ -53,3 +54,7 @@ class BudgetError(StoryVError):
 
 class ParityError(StoryVError):
     exit_code = 7
+
+
+class FrameError(StoryVError):
+    exit_code = 8

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from storyv_lite.errors import StoryError
 
@@ -29,17 +30,47 @@ CLOSING_QUOTES = "”»"
 
 @dataclass(frozen=True)
 class Caption:
-    """What one frame shows, as one plain sentence."""
+    """What one frame shows, as one plain sentence; with a seed of its own, or None for the story's."""
 
     text: str
+    seed: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {"text": self.text} if self.seed is None else {"text": self.text, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Take:
+    """One drawing of one frame. A frame that is drawn again has several takes; the last one is shown."""
+
+    frame: int  # from 0
+    caption: Caption
 
 
 @dataclass(frozen=True)
 class Story:
-    """Captions in order, one frame each; the title is empty when the author gave none."""
+    """Captions in order, one frame each; the title is empty when the author gave none.
+
+    `takes` are empty where every frame is drawn once, in order. Else they say in which order what was drawn:
+    each one behind the frames before it as they were shown at that time.
+    """
 
     captions: tuple[Caption, ...]
     title: str = ""
+    takes: tuple[Take, ...] = ()
+
+    @property
+    def order(self) -> tuple[Take, ...]:
+        """Every take, in the order of drawing."""
+        return self.takes or tuple(Take(frame, caption) for frame, caption in enumerate(self.captions))
+
+    def as_json(self) -> dict[str, Any]:
+        """What `parse` reads again, with `json.dumps` between."""
+        captions = [one.text if one.seed is None else one.as_json() for one in self.captions]
+        told: dict[str, Any] = {"title": self.title, "captions": captions}
+        if self.takes:
+            told["takes"] = [{"frame": one.frame + 1, **one.caption.as_json()} for one in self.takes]
+        return told
 
     @classmethod
     def from_text(cls, text: str) -> "Story":
@@ -52,8 +83,9 @@ class _Draft:
     """What a reader found before anything is judged: captions and faults, both with their place."""
 
     title: str
-    captions: list[tuple[str, str]]  # (place, text)
+    captions: list[tuple[str, Caption]]  # each with its place
     faults: list[str]
+    takes: tuple[Take, ...] = ()
 
 
 def read_story(source: str | Path) -> Story:
@@ -89,7 +121,7 @@ def parse(text: str, name: str, suffix: str = "") -> Story:
         suffix = ".json" if text.lstrip().startswith(("{", "[")) else ".txt"
     readers = {".json": _read_json, ".jsonl": _read_jsonl}
     draft = readers.get(suffix, _read_plain)(text)
-    faults = draft.faults + [fault for place, caption in draft.captions for fault in _check(place, caption)]
+    faults = draft.faults + [f for place, caption in draft.captions for f in _check(place, caption.text)]
     if faults:
         shown = faults[:SHOWN_FAULTS]
         if len(faults) > SHOWN_FAULTS:
@@ -98,7 +130,7 @@ def parse(text: str, name: str, suffix: str = "") -> Story:
         raise StoryError(f"{name} cannot be read as a story: {what}", _format_hint(suffix))
     if not draft.captions:
         raise StoryError(f"{name} holds no sentence, and at least one is needed", _format_hint(suffix))
-    return Story(tuple(Caption(caption) for _, caption in draft.captions), draft.title)
+    return Story(tuple(caption for _, caption in draft.captions), draft.title, draft.takes)
 
 
 def split_sentences(text: str) -> list[str]:
@@ -145,7 +177,7 @@ def _quoted(text: str) -> list[bool]:
 
 def _read_plain(text: str) -> _Draft:
     title = ""
-    captions: list[tuple[str, str]] = []
+    captions: list[tuple[str, Caption]] = []
     faults: list[str] = []
     for block in _blocks(text):
         lines = [(number, line) for number, line in block if len(line) <= MAX_LINE_CHARACTERS]
@@ -159,12 +191,12 @@ def _read_plain(text: str) -> _Draft:
         if match := re.match(r"title\s*:", lines[0][1], re.IGNORECASE):
             if captions or title:
                 faults.append(f"line {lines[0][0]}: a title stands once, before the first sentence")
-            title = lines[0][1][match.end() :].strip()
+            title = " ".join(lines[0][1][match.end() :].split())
             lines = lines[1:]
         if _is_wrapped([line for _, line in lines]):
             lines = [(lines[0][0], " ".join(line for _, line in lines))]
         for number, line in lines:
-            captions += [(f"line {number}", sentence) for sentence in split_sentences(line)]
+            captions += [(f"line {number}", Caption(sentence)) for sentence in split_sentences(line)]
     return _Draft(title, captions, faults)
 
 
@@ -203,15 +235,16 @@ def _read_json(text: str) -> _Draft:
         value = {"captions": value}
     if not isinstance(value, dict) or not isinstance(value.get("captions"), list):
         return _Draft("", [], ["a list of captions, or an object with `title` and `captions`, is needed"])
-    title, faults = value.get("title", ""), _unknown_keys(value, {"title", "captions"}, "the object")
+    title, faults = value.get("title", ""), _unknown_keys(value, {"title", "captions", "takes"}, "the object")
     if not isinstance(title, str):
         title, faults = "", [*faults, "`title` is not a text"]
     captions = []
     for number, item in enumerate(value["captions"], start=1):
-        text_of, item_faults = _caption(item, f"caption {number}")
-        captions.append((f"caption {number}", text_of))
+        caption, item_faults = _caption(item, f"caption {number}")
+        captions.append((f"caption {number}", caption))
         faults += item_faults
-    return _Draft(" ".join(title.split()), captions, faults)
+    takes, take_faults = _takes(value.get("takes", []), [caption for _, caption in captions])
+    return _Draft(" ".join(title.split()), captions, faults + take_faults, takes)
 
 
 def _read_jsonl(text: str) -> _Draft:
@@ -234,16 +267,41 @@ def _read_jsonl(text: str) -> _Draft:
     return _Draft(title, captions, faults)
 
 
-def _caption(item: object, place: str) -> tuple[str, list[str]]:
-    """The text of one JSON caption, or a stand-in that passes the later checks and the fault found."""
+def _caption(item: object, place: str) -> tuple[Caption, list[str]]:
+    """One JSON caption, or a stand-in that passes the later checks and the faults found."""
+    faults: list[str] = []
+    seed = None
     if isinstance(item, dict):
-        faults = _unknown_keys(item, {"text"}, place)
+        faults, seed = _unknown_keys(item, {"text", "seed"}, place), item.get("seed")
         item = item.get("text")
-    else:
-        faults = []
     if not isinstance(item, str):
-        return "-", [*faults, f"{place}: a text, or an object with `text`, is needed"]
-    return " ".join(item.split()), faults
+        return Caption("-"), [*faults, f"{place}: a text, or an object with `text`, is needed"]
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
+        faults.append(f"{place}: the seed is `{seed}`; a whole number, 0 or more, is needed")
+        seed = None
+    return Caption(" ".join(item.split()), seed), faults
+
+
+def _takes(value: object, captions: list[Caption]) -> tuple[tuple[Take, ...], list[str]]:
+    """The takes of a receipt. Each frame comes after the ones before it, and last as its caption says."""
+    if not isinstance(value, list):
+        return (), ["`takes` is no list"]
+    takes: list[Take] = []
+    faults: list[str] = []
+    last: dict[int, Caption] = {}
+    for number, item in enumerate(value, start=1):
+        rest = dict(item) if isinstance(item, dict) else {}
+        frame = rest.pop("frame", None)
+        highest = min(len(last) + 1, len(captions))
+        if not isinstance(frame, int) or not 1 <= frame <= highest:
+            return (), [*faults, f"take {number}: a frame of 1 to {highest} is needed"]
+        caption, item_faults = _caption(rest, f"take {number}")
+        faults += [*item_faults, *_check(f"take {number}", caption.text)]
+        takes.append(Take(frame - 1, caption))
+        last[frame - 1] = caption
+    if takes and not faults and [last.get(frame) for frame in range(len(captions))] != captions:
+        faults.append("the last take of every frame is not its caption; leave `takes` out to draw it anew")
+    return tuple(takes), faults
 
 
 def _unknown_keys(value: dict[str, object], known: set[str], place: str) -> list[str]:

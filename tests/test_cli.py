@@ -13,7 +13,7 @@ from storyv_lite import __version__, errors
 from storyv_lite.cli import app
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("render", "train", "export", "characters", "inspect", "eval", "bench", "doctor", "data")
+COMMANDS = tuple("render redraw continue train export characters inspect eval bench doctor data".split())
 
 
 @pytest.fixture(autouse=True)

@@ -273,6 +273,7 @@ def test_ctrl_c_exits_with_130_and_leaves_the_finished_frames() -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "frames are in many-storyboard" in err and "Traceback" not in err
+    assert err.splitlines()[-1].endswith("go on with: storyv-lite continue many-storyboard")
     frames = sorted(Path("many-storyboard").glob("frame-*.png"))
     assert 2 <= len(frames) < 120
     for frame in frames:

@@ -168,6 +168,39 @@ def test_every_fault_is_told_at_once() -> None:
         assert part in caught.value.message
 
 
+def test_a_caption_may_have_a_seed_of_its_own(tmp_path: Path) -> None:
+    for name, text in (("a.json", '["Milo waves.", {"text": "He runs.", "seed": 7}]'),
+                       ("a.jsonl", '"Milo waves."\n{"text": "He runs.", "seed": 7}')):  # fmt: skip
+        read = read_story(write(tmp_path, name, text))
+        assert [(one.text, one.seed) for one in read.captions] == [("Milo waves.", None), ("He runs.", 7)]
+        assert parse(json.dumps(read.as_json()), "it", ".json") == read
+
+
+def test_the_order_of_drawing_is_read_and_must_end_with_the_captions() -> None:
+    takes = [{"frame": 1, "text": "A."}, {"frame": 2, "text": "B."}, {"frame": 1, "text": "C.", "seed": 2}]
+    told = {"title": "T", "captions": [{"text": "C.", "seed": 2}, "B."], "takes": takes}
+    read = parse(json.dumps(told), "it", ".json")
+    assert [take.frame for take in read.order] == [0, 1, 0] and read.as_json() == told
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"captions": [{"text": "A.", "seed": -1}]}, "caption 1: the seed is `-1`"),
+        ({"captions": [{"text": "A.", "seed": True}]}, "caption 1: the seed is `True`"),
+        ({"takes": 3}, "`takes` is no list"),
+        ({"takes": [3]}, "take 1: a frame of 1 to 1"),
+        ({"takes": [{"frame": 2, "text": "B."}]}, "take 1: a frame of 1 to 1"),
+        ({"takes": [{"frame": 1, "text": ""}]}, "take 1: the caption is empty"),
+        ({"takes": [{"frame": 1, "text": "A."}]}, "the last take of every frame"),
+    ],
+)
+def test_a_seed_or_an_order_that_cannot_be_is_refused(change: dict[str, object], says: str) -> None:
+    with pytest.raises(StoryError) as caught:
+        parse(json.dumps({"captions": ["A.", "B."], **change}), "it", ".json")
+    assert says in caught.value.message
+
+
 def test_many_faults_are_counted_not_listed() -> None:
     with pytest.raises(StoryError, match="and 40 more"):
         parse("\n".join(["{"] * 50), "`a.jsonl`", ".jsonl")

@@ -11,6 +11,8 @@ from typer.core import TyperGroup
 from storyv_lite import __version__
 from storyv_lite.cli import bench, characters, data, doctor, eval, export, inspect, render, train
 from storyv_lite.cli.console import print_error
+from storyv_lite.cli.continue_story import continue_story
+from storyv_lite.cli.redraw import redraw
 from storyv_lite.errors import StoryVError
 
 
@@ -56,6 +58,8 @@ def main(
 
 
 app.command("render")(render.render)
+app.command("redraw")(redraw)
+app.command("continue")(continue_story)
 app.command("train")(train.train)
 app.command("export")(export.export)
 app.command("characters")(characters.characters)

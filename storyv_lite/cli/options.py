@@ -38,7 +38,7 @@ def make_folder(folder: Path, force: bool) -> None:
     """Create an output folder. Raises `OutputError` when it is a file, not writable, or holds something."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        taken = any(folder.iterdir())
+        taken = holds_something(folder)
         probe = folder / ".storyv-lite-probe"
         probe.touch()
         probe.unlink()
@@ -53,6 +53,11 @@ def make_folder(folder: Path, force: bool) -> None:
         ) from fault
     if taken and not force:
         raise OutputError(f"`{folder}` is not empty", "name another folder with `-o`, or give `--force`")
+
+
+def holds_something(folder: Path) -> bool:
+    """Whether a folder holds anything that a listing shows; what a kill leaves half-written is not shown."""
+    return any(not file.name.startswith(".") for file in folder.iterdir())
 
 
 def check_file(file: Path, force: bool) -> None:

@@ -1,31 +1,31 @@
 """`storyv-lite render`: a story becomes pictures, a storyboard, a page and a receipt.
 
-Knows options and messages; a frame is `StoryPipeline`'s business, its files `StoryboardFolder`'s.
+Knows options and where to draw; what is said while drawing is `drawing`'s business.
 """
 
+import glob
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from storyv_lite.cli.console import note, progress, say, say_json, seconds, warn
+from storyv_lite.cli.console import note
+from storyv_lite.cli.drawing import KeepGoingOption, draw_story, resuming, say_complete, take_over, writing
 from storyv_lite.cli.options import (
     BundleOption,
     DeviceOption,
     ForceOption,
     JsonOption,
     free_folder,
+    holds_something,
     make_folder,
 )
-from storyv_lite.errors import OutputError
-from storyv_lite.memory import format_bytes
-from storyv_lite.story import Story, read_story
+from storyv_lite.errors import ConfigError, OutputError
+from storyv_lite.story import read_story
 
 if TYPE_CHECKING:
-    from storyv_lite.runtime.pipeline import Progress, StoryPipeline
-
-SHOWN_WORDS = 12
+    from storyv_lite.runtime.journal import Journal
 
 
 def render(
@@ -45,6 +45,13 @@ def render(
         float | None, typer.Option(metavar="SCALE", help="Guidance scale [default: the bundle's].")
     ] = None,
     device: DeviceOption = "auto",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on where it stopped, in its newest unfinished folder or that of -o."
+        ),
+    ] = False,
+    keep_going: KeepGoingOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,63 +61,56 @@ def render(
     stem = "story" if story == "-" else Path(story).stem
     title = told.title or stem.replace("-", " ").replace("_", " ").capitalize()
 
+    if resume and force:
+        raise ConfigError("`--resume` keeps what is there, `--force` does not", "give one of them")
+
+    from storyv_lite.runtime.journal import read_journal
     from storyv_lite.runtime.pipeline import StoryPipeline
-    from storyv_lite.runtime.storyboard_folder import PAGE, StoryboardFolder
+    from storyv_lite.runtime.storyboard_folder import StoryboardFolder, new_journal
 
     pipeline = StoryPipeline.from_bundle(bundle or None, device)
     note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
     note(f"device: {pipeline.backend.device} ({pipeline.backend.reason})")
-    with progress() as show:
-        frames = pipeline.draw(told, seed, steps, guidance, lambda at: show(_line(at, told)))
-        warn_of_unknown_words(pipeline, told)
-        folder = out or free_folder(stem, Path())
-        make_folder(folder, force)
-        drawn = StoryboardFolder(folder, told, title, pipeline, pipeline.settings(seed, steps, guidance))
-        try:
-            drawn.clear()
-            for frame in frames:
-                drawn.add(frame)
-            receipt = drawn.finish(time.perf_counter() - began)
-        except KeyboardInterrupt:
-            note(f"{len(drawn.panels)} of {len(told.captions)} frames are in {folder}")
-            raise
-        except OSError as fault:
-            reason = (fault.strerror or str(fault)).lower()
-            raise OutputError(f"`{folder}` cannot be written: {reason}", "name another with `-o`") from fault
-    _say_reduced(receipt["frames"])
-    peak = receipt["memory_bytes"]["peak"]
-    count = "1 frame" if len(told.captions) == 1 else f"{len(told.captions)} frames"
-    memory = f", {format_bytes(peak)} of memory at most" if peak else ""
-    say(f"wrote {folder}: {count}, storyboard.png, index.html, story.json")
-    say(f"{seconds(receipt['seconds'])}{memory}")
-    say(f"next: open {folder / PAGE}, or draw it another way with --seed {seed + 1}")
-    if as_json:
-        say_json({"folder": str(folder), **receipt})
+    pipeline.draw(told, seed, steps, guidance)  # checks everything and draws nothing yet
+    wanted = new_journal(told, title, pipeline, pipeline.settings(seed, steps, guidance))
+    folder = out or (resume and _unfinished(stem, wanted)) or free_folder(stem, Path())
+    make_folder(folder, force or resume)
+    resume_command = resuming(folder, bundle, device, keep_going)
+    with writing(folder, resume_command):
+        make_folder(folder, force or resume)  # again: another process may have drawn here meanwhile
+        begun = read_journal(folder) if resume else None
+        if resume and begun is None and holds_something(folder):
+            raise OutputError(f"`{folder}` is not empty and holds no story", "name another folder with `-o`")
+        drawn = StoryboardFolder(folder, begun or wanted, pipeline)
+        if begun is None:
+            drawn.begin()
+        else:
+            _refuse_other(folder, begun, wanted)
+            take_over(drawn, retry=not keep_going, resumed=True)
+            if drawn.complete:
+                say_complete(drawn, as_json)
+                return
+        after = f", or draw it another way with --seed {seed + 1}"
+        draw_story(drawn, began, resume_command, keep_going, as_json, after)
 
 
-def warn_of_unknown_words(pipeline: "StoryPipeline", story: Story) -> None:
-    """Name the words the model has never read, and what it knows instead."""
-    words = pipeline.unknown_words(story)
-    if not words:
-        return
-    more = f" and {len(words) - SHOWN_WORDS} more" if len(words) > SHOWN_WORDS else ""
-    known = ", ".join(one.name.capitalize() for one in pipeline.bundle.characters)
-    places = ", ".join(pipeline.bundle.vocabulary.get("places", ()))
-    warn(
-        f"the model has never read: {', '.join(words[:SHOWN_WORDS])}{more}\n"
-        f"  it knows {known}; places: {places}; everything: storyv-lite characters"
-    )
+def _unfinished(stem: str, wanted: "Journal") -> Path | None:
+    """The folder in which this story was being drawn last, if it is not finished; says which."""
+    from storyv_lite.runtime.journal import JOURNAL, read_journal
+
+    files = [file for file in Path().glob(f"{glob.escape(stem)}-storyboard*/{JOURNAL}") if file.is_file()]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        begun = read_journal(file.parent)
+        if begun is not None and begun.story == wanted.story:
+            note(f"folder: {file.parent} (the newest unfinished one of this story)")
+            return file.parent
+    return None
 
 
-def _say_reduced(records: list[dict[str, object]]) -> None:
-    reduced = sum(1 for record in records if record["reduced_context"])
-    if reduced:
-        note(
-            f"note: the story is longer than the model's context; {reduced} frames were drawn after those "
-            "that introduce a character and the latest ones (story.json says which)"
+def _refuse_other(folder: Path, begun: "Journal", wanted: "Journal") -> None:
+    differences = begun.differences(wanted)
+    if differences:
+        raise OutputError(
+            f"`{folder}` was begun otherwise: {'; '.join(differences)}",
+            f"go on as it was begun: storyv-lite continue {folder}; or name another folder with `-o`",
         )
-
-
-def _line(at: "Progress", story: Story) -> str:
-    doing = {"read": "reading", "draw": f"step {at.step} of {at.steps}", "decode": "finishing"}[at.phase]
-    return f"frame {at.frame + 1} of {at.frames}, {doing}: {story.captions[at.frame].text[:60]}"

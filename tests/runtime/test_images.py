@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from storyv_lite.errors import BundleError
-from storyv_lite.runtime.images import pixel_values, png, read_portrait, to_pixels, write_file
+from storyv_lite.runtime.images import pixel_values, png, read_portrait, to_pixels
 
 
 def test_an_encoder_sees_the_mean_of_the_pixels_it_shrinks() -> None:
@@ -49,9 +49,3 @@ def test_a_portrait_that_is_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "milo.png").write_text("<svg/>")
     with pytest.raises(BundleError, match=r"milo\.png` is no picture"):
         read_portrait(tmp_path / "milo.png")
-
-
-def test_a_file_is_replaced_whole_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    for content in (b"first", b"second"):
-        write_file(tmp_path / "frame.png", content)
-    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("frame.png", b"second")]

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from storyv_lite.bundle import Bundle, hash_file
 from storyv_lite.components import Component
-from storyv_lite.errors import BackendError, BundleError, ConfigError, StoryError
+from storyv_lite.errors import BackendError, BundleError, ConfigError, FrameError, StoryError
 from storyv_lite.memory import resident_memory
 from storyv_lite.prompt import history, query, text_history
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Session
 from storyv_lite.runtime.backends.ort import OrtBackend
 from storyv_lite.runtime.images import png
-from storyv_lite.runtime.pipeline import Frame, Progress, StoryPipeline
+from storyv_lite.runtime.pipeline import Frame, Progress, StoryPipeline, check_picture
 from storyv_lite.story import Caption, Story
 
 PICNIC = (
@@ -100,6 +100,50 @@ def test_the_same_seed_draws_the_same_bytes(pipeline: StoryPipeline, tiny_bundle
     assert pngs(list(pipeline.draw(story(*PICNIC), seed=3))) == first
     assert pngs(list(fresh.draw(story(*PICNIC), seed=3))) == first
     assert pngs(list(pipeline.draw(story(*PICNIC), seed=4))) != first
+
+
+@pytest.mark.parametrize("first_frame", ["language_model", "char_ldm"])
+def test_a_story_goes_on_behind_finished_frames_to_the_same_bytes(
+    changed: Callable[..., Path], first_frame: str
+) -> None:
+    folder = changed(context={"tokens": 1024, "frames": 4}, first_frame=first_frame)
+    told = story(*PICNIC, *PICNIC)
+    whole = list(StoryPipeline.from_bundle(folder, device="cpu", threads=1).draw(told, seed=3))
+    assert whole[-1].reduced
+    for count in (1, 3, 6):
+        backend = Counting()
+        pipeline = StoryPipeline(Bundle.open(folder), backend)
+        there = (frame.image for frame in whole[:count])
+        rest = list(pipeline.draw(told, seed=3, finished=there))
+        assert [frame.index for frame in rest] == list(range(count, 8))
+        assert pngs(rest) == pngs(whole)[count:]
+        assert [frame.context for frame in rest] == [frame.context for frame in whole[count:]]
+        assert backend.calls["vae_decoder"] == 8 - count and backend.calls["vision_encoder"] == 7
+
+
+def test_a_frame_that_failed_is_neither_read_nor_remembered(pipeline: StoryPipeline) -> None:
+    whole = list(pipeline.draw(story(*PICNIC), seed=3))
+    rest = list(pipeline.draw(story(*PICNIC), seed=3, finished=[whole[0].image, None]))
+    assert [frame.context for frame in rest] == [(0,), (0, 2)]
+    assert not any(frame.reduced for frame in rest) and pngs(rest) != pngs(whole)[2:]
+    again = list(pipeline.draw(story(*PICNIC), seed=3, finished=[whole[0].image, None, rest[0].image]))
+    assert pngs(again) == pngs(rest)[1:]
+
+
+def test_a_caption_may_have_a_seed_of_its_own(pipeline: StoryPipeline) -> None:
+    told = Story((Caption(PICNIC[0]), Caption(PICNIC[1], 9), Caption(PICNIC[2])))
+    frames, plain = list(pipeline.draw(told, seed=3)), list(pipeline.draw(story(*PICNIC[:3]), seed=3))
+    assert [frame.seed for frame in frames] == [3, 9, 3]
+    assert [one == other for one, other in zip(pngs(frames), pngs(plain), strict=True)] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_picture_that_shows_nothing_is_refused() -> None:
+    with pytest.raises(FrameError, match="every pixel"):
+        check_picture(np.full((4, 4, 3), 7, np.uint8))
 
 
 def test_a_shorter_story_is_the_beginning_of_the_longer_one(pipeline: StoryPipeline) -> None:

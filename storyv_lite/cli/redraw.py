@@ -1,0 +1,112 @@
+"""`storyv-lite redraw`: single frames of a drawn story, again; in place, or in a branch beside it.
+
+Knows options; what redrawing does to the order of takes is `takes`' business.
+"""
+
+import json
+import os
+import re
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from storyv_lite.cli.drawing import (
+    FolderArgument,
+    SameBundleOption,
+    draw_story,
+    known_journal,
+    open_pipeline,
+    refuse_unfinished,
+    resuming,
+    take_over,
+    writing,
+)
+from storyv_lite.cli.options import DeviceOption, JsonOption, make_folder
+from storyv_lite.errors import ConfigError
+from storyv_lite.story import Caption, parse
+
+if TYPE_CHECKING:
+    from storyv_lite.runtime.journal import Journal
+
+
+def redraw(
+    folder: FolderArgument,
+    frame: Annotated[list[int], typer.Option("--frame", metavar="N", help="Which, from 1; may be repeated.")],
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=0, help="Seed of the frame [default: the next; with --caption its own]."
+        ),
+    ] = None,
+    caption: Annotated[str, typer.Option(metavar="TEXT", help="What the frame shall show instead.")] = "",
+    follow: Annotated[bool, typer.Option("--follow", help="Draw all frames after it again, too.")] = False,
+    branch: Annotated[
+        str, typer.Option(metavar="NAME", help="Leave FOLDER as it is and write FOLDER-NAME.")
+    ] = "",
+    bundle: SameBundleOption = "",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Draw single frames of a drawn story again."""
+    began = time.perf_counter()
+    from storyv_lite.runtime.storyboard_folder import StoryboardFolder
+
+    def changed() -> "Journal":
+        return _changed(folder, known_journal(folder), frame, seed, caption, follow)
+
+    wanted = changed()
+    pipeline = open_pipeline(wanted, bundle, device)
+    pipeline.check(wanted.story)
+    target = _branch(folder, branch) if branch else folder
+    resume = resuming(target, bundle, device, keep_going=False)
+    with ExitStack() as held:
+        if branch:
+            with writing(folder, resume):
+                wanted = replace(changed(), branch_of=Path(os.path.abspath(folder)).name)
+                make_folder(target, force=False)
+                held.enter_context(writing(target, resume))
+                StoryboardFolder(target, wanted, pipeline).branch(folder)
+        else:
+            held.enter_context(writing(folder, resume))
+            wanted = changed()  # again, now that nobody else writes
+            wanted.write(folder)
+        drawn = StoryboardFolder(target, wanted, pipeline)
+        take_over(drawn, retry=False, resumed=False)
+        draw_story(drawn, began, resume, keep_going=False, as_json=as_json)
+
+
+def _changed(
+    folder: Path, journal: "Journal", frames: list[int], seed: int | None, caption: str, follow: bool
+) -> "Journal":
+    """The journal with the takes that are asked for. Raises what is wrong with the wish."""
+    from storyv_lite.runtime.takes import redrawn
+
+    refuse_unfinished(folder, journal)
+    captions = journal.story.captions
+    for number in frames:
+        if not 1 <= number <= len(captions):
+            raise ConfigError(
+                f"there is no frame {number} in `{folder}`", f"it has frames 1 to {len(captions)}"
+            )
+    if caption and len(set(frames)) > 1:
+        raise ConfigError("one caption is for one frame", "give `--frame` once")
+    text = parse(json.dumps([caption]), "the caption", ".json").captions[0].text if caption else ""
+    changes = {}
+    for place in (number - 1 for number in frames):
+        own = captions[place].seed
+        following = (journal.settings["seed"] if own is None else own) + 1
+        new = own if text and seed is None else following if seed is None else seed
+        changes[place] = Caption(text or captions[place].text, new)
+    return journal.retold(redrawn(journal.story.order, changes, follow))
+
+
+def _branch(folder: Path, name: str) -> Path:
+    """The folder of a branch, beside the one it comes from."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigError(f"`{name}` is no name for a branch", "use letters, digits, `-`, `_` and `.`")
+    place = folder if folder.name else Path(os.path.abspath(folder))
+    return place.with_name(f"{place.name}-{name}")
