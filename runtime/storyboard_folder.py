@@ -18,6 +18,7 @@ import PIL
 import tokenizers
 
 from storyv_lite import __version__
+from storyv_lite.checkpoint import TORCH
 from storyv_lite.memory import format_bytes, resident_memory
 from storyv_lite.runtime.images import png, write_file
 from storyv_lite.runtime.pipeline import Frame, Settings, StoryPipeline
@@ -91,6 +92,7 @@ class StoryboardFolder:
             "bundle": {"name": bundle.name, "sha256": bundle.sha256, "chosen": self.pipeline.reason},
             "command": self._command(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "backend": {"name": backend.name, "precision": backend.precision},
             "device": {"device": backend.device, "provider": backend.provider, "chosen": backend.reason},
             "threads": backend.threads,
             "machine": f"{platform.system()} {platform.machine()}",
@@ -110,9 +112,14 @@ class StoryboardFolder:
     def _command(self) -> str:
         """What draws the same story again, beside the receipt."""
         settings = self.settings
-        words = ["storyv-lite", "render", RECEIPT, "--bundle", self.pipeline.bundle.name]
+        bundle, backend = self.pipeline.bundle, self.pipeline.backend
+        words = ["storyv-lite", "render", RECEIPT]
+        if backend.name == TORCH:
+            words += ["--checkpoint", bundle.name, "--precision", backend.precision]
+        else:
+            words += ["--bundle", bundle.name]
         words += ["--seed", str(settings.seed), "--steps", str(settings.num_inference_steps)]
-        words += ["--guidance", str(settings.guidance_scale), "--device", self.pipeline.backend.device]
+        words += ["--guidance", str(settings.guidance_scale), "--device", backend.device]
         return shlex.join(words)
 
     def _details(self, receipt: dict[str, Any]) -> list[tuple[str, str]]:
