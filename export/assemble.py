@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from storyv_lite.bundle import Variant, part_entry
+from storyv_lite.checkpoint import describe, read_checkpoint
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.errors import BundleError, OutputError
 from storyv_lite.export.calibrate import Calibration, Feed, activation_ranges, calibrate
@@ -22,15 +23,15 @@ from storyv_lite.export.capture import DATA, GRAPH, capture, load_graph, quiet, 
 from storyv_lite.export.manifest import finish
 from storyv_lite.export.quantize import assert_cannot_saturate, quantize, static_tensors
 from storyv_lite.export.simplify import shorten
-from storyv_lite.export.specs import GRAPHS, build, token_table
+from storyv_lite.export.specs import GRAPHS
 from storyv_lite.export.verify import CASES, save_cases, verify
-from storyv_lite.modeling.checkpoints import read_checkpoint
+from storyv_lite.modeling.components import build
+from storyv_lite.modeling.loading import token_table
 from storyv_lite.quantization import QuantScheme, plan
 
 TABLE = "weight.npy"
 VERIFIED_CASES = 8  # per component; evenly taken from the calibration
 _NEWEST_HINT = "train one with `storyv-lite train`, or name its folder: `storyv-lite export CHECKPOINT`"
-_NEEDED = ("dimensions", "sampler", "merge_step", "first_frame", "train_config")
 
 Progress = Callable[[str], None]
 
@@ -66,11 +67,7 @@ def export_checkpoint(
     """
     schemes = plan(scheme)
     record = read_checkpoint(checkpoint)
-    if missing := [name for name in _NEEDED if name not in record]:
-        raise BundleError(
-            f"`{checkpoint / 'checkpoint.json'}` lacks `{missing[0]}`",
-            hint="finish it with `storyv-lite train`",
-        )
+    describe(checkpoint, record)  # what is unfinished is told before anything is traced
     if out.exists() and not force:
         raise OutputError(f"`{out}` exists", hint="choose another place with `--out`, or pass `--force`")
     work = out.with_name(f".{out.name}.partial-{os.getpid()}")
@@ -157,7 +154,11 @@ def _references(
 def _write_table(checkpoint: Path, folder: Path) -> Variant:
     target = folder / Component.TOKEN_EMBEDDING / TABLE
     target.parent.mkdir(parents=True)
-    np.save(target, token_table(checkpoint).numpy().astype(np.float16), allow_pickle=False)
+    np.save(
+        target,
+        token_table(checkpoint / "language_model").float().numpy().astype(np.float16),
+        allow_pickle=False,
+    )
     part = part_entry(folder, f"{Component.TOKEN_EMBEDDING}/{TABLE}")
     return Variant("fp16", "table", (part,), {})
 

@@ -61,7 +61,7 @@ class Listener:
         self._lot = random.Random(0)
         self._backend = backend
         self.name, self.device, self.provider = backend.name, backend.device, backend.provider
-        self.reason, self.threads = backend.reason, backend.threads
+        self.precision, self.reason, self.threads = backend.precision, backend.reason, backend.threads
 
     def open(self, bundle: Bundle, component: Component) -> "_Heard":
         return _Heard(self._backend.open(bundle, component), component, self)

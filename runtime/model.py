@@ -16,6 +16,7 @@ from storyv_lite.runtime.backends.base import Backend, Session
 from storyv_lite.runtime.images import Pixels, pixel_values, read_portrait, to_pixels
 from storyv_lite.runtime.kv_cache import Piece
 from storyv_lite.runtime.language import Language, make_piece
+from storyv_lite.runtime.token_table import open_table
 from storyv_lite.runtime.tokenizer import LanguageTokenizer, TextTokenizer, mentions
 
 Floats = NDArray[np.float32]
@@ -116,18 +117,9 @@ class Model:
         """The language model, its token table memory-mapped."""
         session = self.backend.open_language_model(self.bundle)
         self._sessions[Component.LANGUAGE_MODEL] = session
-        return Language(session, self.story_tokenizer, self._token_embedding(), self.dims)
+        table = self.bundle.variant(Component.TOKEN_EMBEDDING, "table").parts[0].file
+        rows = open_table(self.bundle.file(table), self.dims.vocab_size, self.dims.hidden_size)
+        return Language(session, self.story_tokenizer, rows, self.dims)
 
     def _portrait(self, name: str) -> Floats:
         return pixel_values(read_portrait(self.bundle.file(self.cast[name])), self.dims.vision_image_size)
-
-    def _token_embedding(self) -> NDArray[np.float16]:
-        file = self.bundle.file(self.bundle.variant(Component.TOKEN_EMBEDDING, "table").parts[0].file)
-        try:
-            table: NDArray[np.float16] = np.load(file, mmap_mode="r", allow_pickle=False)
-        except ValueError as fault:
-            raise BundleError(f"`{file}` is no table: {fault}") from fault
-        shape = (self.dims.vocab_size, self.dims.hidden_size)
-        if table.shape != shape or table.dtype != np.float16:
-            raise BundleError(f"`{file}` holds {table.dtype} {table.shape}; float16 {shape} is needed")
-        return table

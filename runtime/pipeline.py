@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storyv_lite.bundle import Bundle, find_bundle
+from storyv_lite.checkpoint import find_checkpoint, open_checkpoint
 from storyv_lite.components import Component
 from storyv_lite.errors import ConfigError, FrameError, StoryError
 from storyv_lite.prompt import history, query, text_history
-from storyv_lite.runtime.backends import open_backend
+from storyv_lite.runtime.backends import open_backend, open_torch_backend
 from storyv_lite.runtime.backends.base import Backend
 from storyv_lite.runtime.context import Finished, grow
 from storyv_lite.runtime.denoiser import Conditioning, draw_latents, frame_generator
@@ -166,6 +167,23 @@ class StoryPipeline:
         """
         found, reason = find_bundle(path)
         return cls(Bundle.open(found), open_backend(device, threads), reason, batched)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        precision: str | None = None,
+        threads: int | None = None,
+        batched: bool = True,
+    ) -> "StoryPipeline":
+        """Draw with a checkpoint as it is, by PyTorch; `path` may be a name in `./checkpoints`.
+
+        `precision` is fp32, bf16, fp16, int8 or nf4, None for fp32 on the CPU and fp16 on CUDA. Raises
+        `MissingDependency`, `ConfigError`, `BundleError` and `BackendError`.
+        """
+        found, backend = find_checkpoint(path), open_torch_backend(device, precision, threads)
+        return cls(open_checkpoint(found), backend, "asked for", batched)
 
     def draw(
         self,

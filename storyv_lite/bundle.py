@@ -129,11 +129,7 @@ class Bundle:
         Raises `BundleError` for a missing, damaged, unsafe or too new bundle.
         """
         manifest, digest = _read_manifest(path)
-        try:
-            bundle = _parse(path, manifest, digest)
-        except (KeyError, TypeError, ValueError, AttributeError) as fault:
-            reason = f"lacks {fault}" if isinstance(fault, KeyError) else f"is malformed: {fault}"
-            raise BundleError(f"`{path / MANIFEST}` {reason}", hint=_EXPORT_AGAIN) from fault
+        bundle = parse_manifest(path / MANIFEST, manifest, digest)
         for entry in bundle.files():
             checked = bundle.file(entry.file)
             if verify:
@@ -275,6 +271,15 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Path:
     return target
 
 
+def parse_manifest(file: Path, manifest: Mapping[str, Any], sha256: str) -> Bundle:
+    """The bundle that a manifest describes, read from `file` in the bundle's folder. Raises `BundleError`."""
+    try:
+        return _parse(file.parent, manifest, sha256)
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        reason = f"lacks {fault}" if isinstance(fault, KeyError) else f"is malformed: {fault}"
+        raise BundleError(f"`{file}` {reason}", hint=_EXPORT_AGAIN) from fault
+
+
 def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     file = path / MANIFEST
     if not file.is_file():
@@ -302,7 +307,7 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     return manifest, hashlib.sha256(content).hexdigest()
 
 
-def _parse(path: Path, manifest: dict[str, Any], digest: str) -> Bundle:
+def _parse(path: Path, manifest: Mapping[str, Any], digest: str) -> Bundle:
     model = manifest["model"]
     if model["first_frame"] not in FIRST_FRAMES:
         raise ValueError(

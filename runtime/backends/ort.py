@@ -44,6 +44,7 @@ class OrtBackend:
     """Runs ONNX components on one device."""
 
     name = "ort"
+    precision = "as exported"  # every component of a bundle says its own
 
     def __init__(self, device: str = "auto", threads: int | None = None) -> None:
         """Choose the device. Raises `BackendError` when `cuda` was asked for and does not work."""

@@ -33,7 +33,7 @@ KeepGoingOption = Annotated[
 SameBundleOption = Annotated[
     str,
     typer.Option(
-        "--bundle", metavar="BUNDLE", help="Bundle folder or name [default: the one it was begun with]."
+        "--bundle", metavar="BUNDLE", help="Bundle or checkpoint [default: the one it was begun with]."
     ),
 ]
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a drawn story.")]
@@ -62,11 +62,23 @@ def refuse_unfinished(folder: Path, journal: "Journal") -> None:
 
 
 def open_pipeline(journal: "Journal", bundle: str, device: str) -> "StoryPipeline":
-    """The bundle that a story was begun with, on a device. Raises `BundleError` when it is not found."""
+    """The bundle or checkpoint that a story was begun with, on a device.
+
+    Raises `BundleError` when it is not found.
+    """
     from storyv_lite.bundle import MANIFEST, find_bundle, hash_file
     from storyv_lite.runtime.pipeline import StoryPipeline
 
     name, wanted = journal.bundle["name"], journal.bundle["sha256"]
+    if precision := journal.bundle.get("precision"):
+        pipeline = StoryPipeline.from_checkpoint(bundle or name, device, precision)
+        if pipeline.bundle.sha256 == wanted:
+            return pipeline
+        raise BundleError(
+            f"the story was begun with checkpoint `{name}` ({wanted[:12]}); "
+            f"found `{pipeline.bundle.path}` ({pipeline.bundle.sha256[:12]})",
+            "name its folder with `--bundle`",
+        )
     found = []
     for place in [bundle] if bundle else [None, name]:
         try:

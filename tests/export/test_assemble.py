@@ -9,14 +9,14 @@ import pytest
 from onnx import numpy_helper
 
 from storyv_lite.bundle import Bundle
+from storyv_lite.checkpoint import checkpoint_hash, read_checkpoint, trained_frames
 from storyv_lite.components import Component, signature
 from storyv_lite.errors import BundleError, OutputError, ParityError
 from storyv_lite.export.assemble import export_checkpoint, newest_checkpoint
 from storyv_lite.export.capture import load_graph, save_graph
-from storyv_lite.export.manifest import checkpoint_hash, trained_frames
-from storyv_lite.export.specs import GRAPHS, build, dummy_inputs
+from storyv_lite.export.specs import GRAPHS, dummy_inputs
 from storyv_lite.export.verify import compare, save_cases, verify
-from storyv_lite.modeling.checkpoints import read_checkpoint
+from storyv_lite.modeling.components import build
 from storyv_lite.presets import as_dict, load_config
 from storyv_lite.quantization import plan
 from storyv_lite.runtime.pipeline import StoryPipeline
