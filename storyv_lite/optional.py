@@ -2,6 +2,7 @@
 one that is there talks of another that nothing here uses."""
 
 import importlib
+import importlib.util
 import logging
 from types import ModuleType
 
@@ -17,6 +18,11 @@ def require(module: str, extra: str) -> ModuleType:
             f"`{missing.name}` is not installed, and this command needs it",
             hint=f"pip install 'storyv-lite[{extra}]'",
         ) from missing
+
+
+def installed(module: str) -> bool:
+    """Whether a package is there, without importing it."""
+    return importlib.util.find_spec(module) is not None
 
 
 def drop_kernel_notice() -> None:

@@ -15,6 +15,7 @@ from storyv_lite.cli.options import (
     DeviceOption,
     ForceOption,
     JsonOption,
+    ProviderOption,
     free_folder,
     make_folder,
 )
@@ -45,6 +46,7 @@ def render(
         float | None, typer.Option(metavar="SCALE", help="Guidance scale [default: the bundle's].")
     ] = None,
     device: DeviceOption = "auto",
+    provider: ProviderOption = "auto",
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,9 +59,10 @@ def render(
     from storyv_lite.runtime.pipeline import StoryPipeline
     from storyv_lite.runtime.storyboard_folder import PAGE, StoryboardFolder
 
-    pipeline = StoryPipeline.from_bundle(bundle or None, device)
+    pipeline = StoryPipeline.from_bundle(bundle or None, device, provider=provider)
     note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
-    note(f"device: {pipeline.backend.device} ({pipeline.backend.reason})")
+    backend = pipeline.backend
+    note(f"device: {backend.device}, {backend.provider} ({backend.reason})")
     with progress() as show:
         frames = pipeline.draw(told, seed, steps, guidance, lambda at: show(_line(at, told)))
         warn_of_unknown_words(pipeline, told)
