@@ -37,7 +37,8 @@ def compute_capability() -> str:
     driver, numbers = _library(), []
     for attribute in (_MAJOR, _MINOR):
         value = ctypes.c_int()
-        _check(driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0), "cuDeviceGetAttribute")
+        status = driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, _first(driver))
+        _check(status, "cuDeviceGetAttribute")
         numbers.append(str(value.value))
     return ".".join(numbers)
 
@@ -51,7 +52,7 @@ class Device:
             raise BackendError(f"a CUDA device is needed: {reason}")
         self._driver = _library()
         self._context = ctypes.c_void_p()
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), 0)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), _first(self._driver))
         self.use()
         stream = ctypes.c_void_p()
         self._call("cuStreamCreate", ctypes.byref(stream), 0)
@@ -113,6 +114,12 @@ class Buffer:
 def _library() -> Any:
     name = "nvcuda" if sys.platform == "win32" else "cuda"
     return ctypes.CDLL(ctypes.util.find_library(name) or "libcuda.so.1")
+
+
+def _first(driver: Any) -> ctypes.c_int:
+    device = ctypes.c_int()
+    _check(driver.cuDeviceGet(ctypes.byref(device), 0), "cuDeviceGet")
+    return device
 
 
 def _check(status: int, name: str) -> None:
