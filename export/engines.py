@@ -224,6 +224,6 @@ def _logger(trt: Any, heard: list[str]) -> Any:
     class Heard(trt.ILogger):  # type: ignore[misc]
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                heard.append(message.splitlines()[0])
+                heard.append(message.strip().partition("\n")[0])  # nothing may be raised in here
 
     return Heard()

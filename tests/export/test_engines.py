@@ -10,14 +10,19 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from typer.testing import CliRunner
 
-from storyv_lite.bundle import Bundle, hash_file
+from storyv_lite.bundle import Bundle, Variant, hash_file, part_entry, variant_entry, write_manifest
+from storyv_lite.cli import app
 from storyv_lite.components import Component
 from storyv_lite.engine import PORTABLE, covers, engine_variant, make_key, stale, unreadable
 from storyv_lite.errors import BackendError, BundleError, MissingDependency, OutputError
 from storyv_lite.export import engines
-from storyv_lite.export.assemble import export_checkpoint
+from storyv_lite.export.capture import DATA, GRAPH, load_graph, save_graph
 from storyv_lite.export.engines import Builder, add_engines, choose_builder
+from storyv_lite.export.halve import halve
+from storyv_lite.export.quantize import quantize
+from storyv_lite.export.simplify import shorten
 from storyv_lite.optional import installed
 from storyv_lite.quantization import DRAWING, SCHEMES, plan
 from storyv_lite.runtime.backends import driver
@@ -35,9 +40,12 @@ def builder() -> Builder:
 
 
 @pytest.fixture(scope="module")
-def halved(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint with float16 where it draws; do not write into it."""
-    return export_checkpoint(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "halved", "fp32,fp16")
+def halved(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with float16 where it draws; do not write into it."""
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("bundles") / "halved"))
+    for component in DRAWING:
+        put(folder, component, "fp16", shorten(halve(load_graph(folder / component))))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +183,27 @@ def test_symmetric_eight_bits_become_an_engine(halved: Path, builder: Builder, t
 
 @needs_rtx
 @pytest.mark.slow
-def test_every_drawing_component_becomes_an_engine(halved: Path, builder: Builder, tmp_path: Path) -> None:
-    folder = copy(halved, tmp_path / "whole")
-    assert [engine.component for engine in add_engines(folder, builder)] == list(DRAWING)
-    assert all(len(read_engine(Bundle.open(folder), c, "tensorrt-rtx", "8.9")) > 100_000 for c in DRAWING)
+def test_a_checkpoint_becomes_a_bundle_with_engines_and_gives_them_to_the_next_export(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    command = [
+        "export",
+        str(tiny_checkpoint),
+        "--target",
+        "tensorrt-rtx",
+        "-o",
+        str(tmp_path / "out"),
+        "--json",
+    ]
+    first, again = (CliRunner().invoke(app, [*command, *force]) for force in ([], ["--force"]))
+    assert first.exit_code == again.exit_code == 0, first.output + again.output
+    built, used = (json.loads(done.stdout.splitlines()[-1])["engines"] for done in (first, again))
+    assert [engine["component"] for engine in built] == [str(component) for component in DRAWING]
+    assert all(engine["seconds"] > 0 for engine in built) and not any(engine["seconds"] for engine in used)
+    bundle = Bundle.open(tmp_path / "out")
+    assert all(len(read_engine(bundle, c, "tensorrt-rtx", "8.9")) > 100_000 for c in DRAWING)
+    assert bundle.variant(Component.UNET).parity["snr_db"] > 40
+    assert "by tensorrt-rtx" in first.stderr and "--provider tensorrt-rtx" in first.stdout
 
 
 def test_without_the_package_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,11 +268,6 @@ def _key(folder: Path, builder: Builder) -> Any:
 
 def _store(folder: Path, scheme: str) -> None:
     """Replace the decoder by one convolution stored by this scheme: what builders say of it, in a moment."""
-    from storyv_lite.bundle import Variant, part_entry, variant_entry, write_manifest
-    from storyv_lite.export.capture import DATA, GRAPH, save_graph
-    from storyv_lite.export.halve import halve
-    from storyv_lite.export.quantize import quantize
-
     weight = np.random.default_rng(0).standard_normal((32, 32, 3, 3)).astype(np.float32)
     nodes = [helper.make_node("Conv", ["latents", "w"], ["image"], name="/conv", pads=(1, 1, 1, 1))]
     values = [
@@ -258,8 +278,13 @@ def _store(folder: Path, scheme: str) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     chosen = SCHEMES[scheme][DECODER]
     model = quantize(model, chosen, {"latents": (-2.0, 3.0), "image": (-2.0, 3.0)})
-    save_graph(halve(model) if chosen.half else model, folder / DECODER)
+    put(folder, DECODER, chosen.name, halve(model) if chosen.half else model)
+
+
+def put(folder: Path, component: Component, scheme: str, model: onnx.ModelProto) -> None:
+    """Make this graph the only variant of a component."""
+    save_graph(model, folder / component)
     manifest = json.loads((folder / "manifest.json").read_text())
-    part = part_entry(folder, f"{DECODER}/{GRAPH}", f"{DECODER}/{DATA}")
-    manifest["components"][DECODER]["variants"] = [variant_entry(Variant(chosen.name, "onnx", (part,), {}))]
+    part = part_entry(folder, f"{component}/{GRAPH}", f"{component}/{DATA}")
+    manifest["components"][component]["variants"] = [variant_entry(Variant(scheme, "onnx", (part,), {}))]
     write_manifest(folder, {key: value for key, value in manifest.items() if key != "schema"})
