@@ -20,6 +20,7 @@ from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.errors import BundleError, OutputError
 from storyv_lite.export.calibrate import Calibration, Feed, activation_ranges, calibrate
 from storyv_lite.export.capture import DATA, GRAPH, capture, load_graph, quiet, save_graph
+from storyv_lite.export.halve import halve
 from storyv_lite.export.manifest import finish
 from storyv_lite.export.quantize import assert_cannot_saturate, quantize, static_tensors
 from storyv_lite.export.simplify import shorten
@@ -59,11 +60,13 @@ def export_checkpoint(
     scheme: str = "int8",
     force: bool = False,
     progress: Progress = lambda message: None,
+    complete: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Write the bundle of `checkpoint` to the folder `out` and return it.
 
     Nothing appears under `out` before every component has passed the parity gate. Raises `OutputError` when
     `out` is taken (unless `force`), `BundleError` for a faulty checkpoint, `ParityError` at the gate.
+    `complete` is called with the folder of the finished bundle before that gets its name.
     """
     schemes = plan(scheme)
     record = read_checkpoint(checkpoint)
@@ -80,6 +83,7 @@ def export_checkpoint(
         _write_wide(checkpoint, record, wide, progress)
         calibration = calibrate(wide, _stories(checkpoint), progress)
         _write_bundle(checkpoint, record, schemes, wide, calibration, bundle, out.name, progress)
+        complete(bundle)
         if out.exists():
             shutil.rmtree(out)
         bundle.rename(out)
@@ -117,6 +121,8 @@ def _write_bundle(
         ranges = activation_ranges(model, static_tensors(model, schemes[component]), feeds)
         quantized = quantize(model, schemes[component], ranges)
         assert_cannot_saturate(quantized)
+        if schemes[component].half:
+            quantized = halve(quantized)
         save_graph(shorten(quantized), bundle / component)
         module = _module(component, checkpoint, dims)
         save_cases(bundle / component, _references(module, component, dims, feeds))

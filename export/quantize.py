@@ -83,6 +83,11 @@ def activation_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
     return scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255))
 
 
+def symmetric_scale(low: float, high: float) -> tuple[np.float32, np.int8]:
+    """Scale and zero point of signed 8-bit values around zero."""
+    return np.float32(max(-low, high, 1e-8) / 127.0), np.int8(0)
+
+
 def blocks(weight: Array, bits: int) -> tuple[Array, Array]:
     """Pack a product's weight (K, N) for MatMulNBits: bytes (N, K/32, 32 * bits / 8) and scales (N, K/32).
 
@@ -175,6 +180,9 @@ class _Quantizer:
         source, name = node.input[0], node.input[1]
         node.input[0], scale = self.rounded(source)
         node.input[1], scales = self.dequantized(name, weight, _axis(node), *REDUCED_RANGE)
+        if self.scheme.symmetric:  # a GPU's kernels add a wide bias and answer wide
+            self.nodes.append(node)
+            return
         if len(node.input) > 2 and node.input[2]:
             # The kernel adds the bias to its 32-bit sums, so it takes the scale of the products.
             bias = numpy_helper.to_array(self.weights[node.input[2]])
@@ -193,13 +201,14 @@ class _Quantizer:
 
     def rounded(self, tensor: str) -> tuple[str, np.float32]:
         """The name of `tensor` after a round trip through 8 bits, and its scale."""
-        scale, zero = activation_scale(*self.ranges[tensor])
+        find = symmetric_scale if self.scheme.symmetric else activation_scale
+        scale, zero = find(*self.ranges[tensor])
         name = f"{tensor}.rounded"
         if name not in self.made:
             self.pair(tensor, name, scale, zero)
         return name, scale
 
-    def pair(self, source: str, target: str, scale: np.float32, zero: np.uint8) -> None:
+    def pair(self, source: str, target: str, scale: np.float32, zero: np.uint8 | np.int8) -> None:
         names = [self.add(f"{target}.scale", np.array(scale)), self.add(f"{target}.zero", np.array(zero))]
         self.make("QuantizeLinear", [source, *names], f"{target}.u8")
         self.make("DequantizeLinear", [f"{target}.u8", *names], target)

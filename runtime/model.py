@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component
-from storyv_lite.errors import BundleError, FrameError
+from storyv_lite.errors import FrameError
 from storyv_lite.prompt import Segment
 from storyv_lite.runtime.backends.base import Backend, Session
 from storyv_lite.runtime.images import Pixels, pixel_values, read_portrait, to_pixels

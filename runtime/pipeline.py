@@ -160,13 +160,14 @@ class StoryPipeline:
         device: str = "auto",
         threads: int | None = None,
         batched: bool = True,
+        provider: str = "auto",
     ) -> "StoryPipeline":
         """Open a bundle: `path`, else the newest in `./bundles`, else the one that ships.
 
         Every file is verified. Raises `BundleError` and `BackendError`.
         """
         found, reason = find_bundle(path)
-        return cls(Bundle.open(found), open_backend(device, threads), reason, batched)
+        return cls(Bundle.open(found), open_backend(device, threads, provider), reason, batched)
 
     @classmethod
     def from_checkpoint(

@@ -51,9 +51,10 @@ class Variant:
     """One form of a component: how it was quantized, what runs it, its parts in order."""
 
     scheme: str
-    backend: str  # "onnx" | "table"
+    backend: str  # "onnx" | "table" | "tensorrt" | "tensorrt-rtx"
     parts: tuple[Part, ...]
     parity: Mapping[str, Any]
+    engine: Mapping[str, Any] | None = None  # of the last two: what the engine was built from and for
 
 
 @dataclass(frozen=True)
@@ -257,8 +258,13 @@ def component_entry(signature: Signature, variants: tuple[Variant, ...]) -> dict
     return {
         "bytes": sum(part.bytes for part in variants[0].parts),
         "signature": asdict(signature),
-        "variants": [asdict(variant) for variant in variants],
+        "variants": list(map(variant_entry, variants)),
     }
+
+
+def variant_entry(variant: Variant) -> dict[str, Any]:
+    """The manifest's record of one variant; only an engine has the field `engine`."""
+    return {name: value for name, value in asdict(variant).items() if value is not None}
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Path:
@@ -345,7 +351,14 @@ def _bos_token_id(model: Mapping[str, Any]) -> int:
 
 def _variant(record: Mapping[str, Any]) -> Variant:
     parts = tuple(_record(Part, part) for part in record["parts"])
-    return Variant(str(record["scheme"]), str(record["backend"]), parts, dict(record.get("parity") or {}))
+    engine = record.get("engine")
+    return Variant(
+        str(record["scheme"]),
+        str(record["backend"]),
+        parts,
+        dict(record.get("parity") or {}),
+        None if engine is None else dict(engine),
+    )
 
 
 def _character(record: Mapping[str, Any]) -> Character:

@@ -2,6 +2,7 @@
 one that is there talks of another that nothing here uses."""
 
 import importlib
+import importlib.util
 import logging
 from collections.abc import Callable
 from types import ModuleType
@@ -18,6 +19,11 @@ def require(module: str, extra: str) -> ModuleType:
             f"`{missing.name}` is not installed, and this command needs it",
             hint=f"pip install 'storyv-lite[{extra}]'",
         ) from missing
+
+
+def installed(module: str) -> bool:
+    """Whether a package is there, without importing it."""
+    return importlib.util.find_spec(module) is not None
 
 
 # Where bitsandbytes talks, and of what. Wherever it is imported on a processor with bf16 it asks for a

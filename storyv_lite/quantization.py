@@ -36,6 +36,8 @@ class QuantScheme:
     default: Method
     rules: tuple[tuple[str, Method], ...] = ()
     accuracy_level: int = 0  # of block methods: 0 computes in float32, 4 rounds activations to 8 bits
+    symmetric: bool = False  # of static layers: activations without a zero point, all 8 bits of the weights
+    half: bool = False  # what is not quantized is float16 inside; borders stay float32
 
     def method(self, layer: str) -> Method:
         """The method of the layer with this module path."""
@@ -47,12 +49,15 @@ class QuantScheme:
 
 
 FP32 = QuantScheme("fp32", Method.WIDE)
+_FP16 = QuantScheme("fp16", Method.WIDE, half=True)
 _INT8_WEIGHTS = QuantScheme("int8-weights", Method.WEIGHT_ONLY)
 _INT4_BLOCKS = QuantScheme("int4-block32", Method.BLOCK4, accuracy_level=4)
 
 # Of the UNet. The first and last layers see the latents themselves, the time layers a handful of numbers that
 # steer every block: rounding their activations shows in the picture and saves nothing.
 _STEERING = ("*/conv_in/*", "*/conv_out/*", "*time_emb*")
+
+DRAWING = (Component.UNET, Component.VAE_DECODER)  # what draws; everything else reads
 
 _INT8: Mapping[Component, QuantScheme] = {
     Component.TEXT_ENCODER: _INT8_WEIGHTS,
@@ -77,11 +82,23 @@ _INT4: Mapping[Component, QuantScheme] = {
     ),
 }
 
+# For GPUs, which multiply whole signed bytes: nothing saturates there, and zero points are not known.
+_INT8_SYMMETRIC = QuantScheme(
+    "int8-symmetric",
+    Method.STATIC,
+    tuple((rule, Method.WIDE) for rule in (*_STEERING, "*/decoder.0/*")),
+    symmetric=True,
+    half=True,
+)
+
 # What one component can be stored as, by the name that `--scheme COMPONENT=NAME` takes.
 SCHEMES: Mapping[str, Mapping[Component, QuantScheme]] = {
     "fp32": {component: FP32 for component in _INT8},
     "int8": _INT8,
     "int4": _INT4,
+    # of what draws alone: what reads is small, and its keys and values are float32
+    "fp16": dict.fromkeys(DRAWING, _FP16),
+    "int8-symmetric": dict.fromkeys(DRAWING, _INT8_SYMMETRIC),
 }
 
 # `--int4`: what reads is in 4 bits, the transformers of linear layers alone. What draws stays in 8.
@@ -105,12 +122,14 @@ def plan(schemes: str) -> Mapping[Component, QuantScheme]:
         if name not in SCHEMES:
             raise ConfigError(f"`{name}` is no quantization scheme; there are {', '.join(SCHEMES)}")
         if not component:
-            chosen = dict(SCHEMES[name])
+            chosen |= SCHEMES[name]
             continue
         known = ALIASES.get(component, component)
         if known not in list(_INT8):
             words = ", ".join([*ALIASES, *_INT8])
             raise ConfigError(f"`{component}` is no component that is quantized; there are {words}")
+        if known not in SCHEMES[name]:
+            raise ConfigError(f"`{name}` is for {', '.join(SCHEMES[name])}; `{known}` cannot be stored so")
         chosen[Component(known)] = SCHEMES[name][Component(known)]
     return chosen
 

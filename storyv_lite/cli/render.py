@@ -17,6 +17,7 @@ from storyv_lite.cli.options import (
     DeviceOption,
     ForceOption,
     JsonOption,
+    ProviderOption,
     free_folder,
     holds_something,
     make_folder,
@@ -58,6 +59,7 @@ def render(
         float | None, typer.Option(metavar="SCALE", help="Guidance scale [default: the bundle's].")
     ] = None,
     device: DeviceOption = "auto",
+    provider: ProviderOption = "auto",
     resume: Annotated[
         bool,
         typer.Option(
@@ -76,6 +78,11 @@ def render(
             "`--precision` is for a checkpoint; a bundle has the one it was exported in",
             hint="give `--checkpoint` too, or export another bundle with `storyv-lite export --scheme`",
         )
+    if checkpoint and provider != "auto":
+        raise ConfigError(
+            "`--provider` is for a bundle; a checkpoint is drawn with by PyTorch",
+            hint="give `--device cpu` or `--device cuda`",
+        )
     began = time.perf_counter()
     told = read_story(story)
     stem = "story" if story == "-" else Path(story).stem
@@ -92,9 +99,10 @@ def render(
         pipeline = StoryPipeline.from_checkpoint(checkpoint, device, precision or None)
         note(f"checkpoint: {pipeline.bundle.path} in {pipeline.backend.precision}")
     else:
-        pipeline = StoryPipeline.from_bundle(bundle or None, device)
+        pipeline = StoryPipeline.from_bundle(bundle or None, device, provider=provider)
         note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
-    note(f"device: {pipeline.backend.device} ({pipeline.backend.reason})")
+    backend = pipeline.backend
+    note(f"device: {backend.device}, {backend.provider} ({backend.reason})")
     pipeline.draw(told, seed, steps, guidance)  # checks everything and draws nothing yet
     wanted = new_journal(told, title, pipeline, pipeline.settings(seed, steps, guidance))
     folder = out or (resume and _unfinished(stem, wanted)) or free_folder(stem, Path())
