@@ -69,7 +69,8 @@ def finish(
 def trained_frames(config: Mapping[str, Any]) -> int:
     """The longest context that `align`, the last stage to teach the language model, read at once."""
     settings = config["align"]
-    return min(int(settings["max_frames"]), int(settings["context_frames"]))
+    longest = int(settings["max_frames"])
+    return min(longest, int(settings.get("context_frames", longest)))  # unknown to older checkpoints
 
 
 def checkpoint_hash(checkpoint: Path) -> str:

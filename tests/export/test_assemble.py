@@ -139,3 +139,5 @@ def test_the_context_is_as_long_as_the_alignment_read_at_once() -> None:
     assert trained_frames(paper) == paper["align"]["max_frames"] < paper["align"]["context_frames"]
     toon["align"]["context_frames"] = 12
     assert trained_frames(toon) == 12
+    del toon["align"]["context_frames"]  # as in checkpoints of before that setting
+    assert trained_frames(toon) == toon["align"]["max_frames"]
