@@ -21,6 +21,7 @@ Ranges = Mapping[str, tuple[float, float]]  # tensor name to smallest and larges
 
 LAYERS = ("Conv", "MatMul", "Gemm", "Gather")
 SMALLEST = 2048  # weights; smaller tensors are not worth a scale
+LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 def quantize(model: onnx.ModelProto, scheme: QuantScheme, ranges: Ranges | None = None) -> onnx.ModelProto:
@@ -136,6 +137,11 @@ class _Quantizer:
             self.block(node, weight, 4 if method is Method.BLOCK4 else 8)
         elif method is Method.STATIC:
             self.static(node, weight)
+        elif method is Method.HALF and np.abs(weight).max() > LARGEST_HALF:
+            self.nodes.append(node)
+        elif method is Method.HALF:
+            node.input[at] = self.halved(node.input[at], weight)
+            self.nodes.append(node)
         else:
             node.input[at] = self.dequantized(node.input[at], weight, _axis(node), -127, 127)[0]
             self.nodes.append(node)
@@ -170,6 +176,15 @@ class _Quantizer:
         )
         if node.op_type == "Conv":
             self.nodes.append(patches.after(output))
+
+    def halved(self, name: str, weight: Array) -> str:
+        """The name of a weight stored as 16-bit floats. ONNX Runtime folds the Cast when a session starts: the
+        layer computes in float32 with weights widened once, and the narrow ones stay on the disk.
+        """
+        if f"{name}.wide" not in self.made:
+            narrow = self.add(f"{name}.f16", weight.astype(np.float16))
+            self.make("Cast", [narrow], f"{name}.wide", to=onnx.TensorProto.FLOAT)
+        return f"{name}.wide"
 
     def static(self, node: onnx.NodeProto, weight: Array) -> None:
         source, name = node.input[0], node.input[1]

@@ -26,7 +26,7 @@ CASES = "cases.npz"  # inputs `I/in/NAME` and what the module answered, `I/out/N
 
 # Smallest signal-to-noise ratio, in decibels, of a component stored by each scheme: well below what trained
 # weights reach, so that a broken layer is caught and a seed is not.
-MIN_SNR = {"fp32": 80.0, "int8-weights": 25.0, "int8": 15.0, "int4-block32": 10.0}
+MIN_SNR = {"fp32": 80.0, "fp16": 50.0, "int8-weights": 25.0, "int8": 15.0, "int4-block32": 10.0}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class Method(StrEnum):
     """How the weights of one convolution or linear layer are stored, and what it computes in."""
 
     WIDE = "wide"  # float32
+    HALF = "half"  # 16-bit floats, widened once, when a session starts
     STATIC = "static"  # 8-bit weights per channel, 8-bit activations with calibrated ranges
     WEIGHT_ONLY = "weight_only"  # 8-bit weights per channel, widened before the layer
     BLOCK8 = "block8"  # 8-bit weights in blocks, of linear layers and of convolutions as products
@@ -47,6 +48,7 @@ class QuantScheme:
 
 
 FP32 = QuantScheme("fp32", Method.WIDE)
+FP16 = QuantScheme("fp16", Method.HALF)
 _INT8_WEIGHTS = QuantScheme("int8-weights", Method.WEIGHT_ONLY)
 _INT4_BLOCKS = QuantScheme("int4-block32", Method.BLOCK4, accuracy_level=4)
 
@@ -79,7 +81,8 @@ _INT4: Mapping[Component, QuantScheme] = {
 
 # What one component can be stored as, by the name that `--scheme COMPONENT=NAME` takes.
 SCHEMES: Mapping[str, Mapping[Component, QuantScheme]] = {
-    "fp32": {component: FP32 for component in _INT8},
+    "fp32": dict.fromkeys(_INT8, FP32),
+    "fp16": dict.fromkeys(_INT8, FP16),
     "int8": _INT8,
     "int4": _INT4,
 }
@@ -88,6 +91,7 @@ SCHEMES: Mapping[str, Mapping[Component, QuantScheme]] = {
 _READERS = ("text_encoder", "character_encoder", "vision_encoder", "language_model", "mapper")
 PRESETS: Mapping[str, str] = {
     "fp32": "fp32",
+    "fp16": "fp16",
     "int8": "int8",
     "int4": ",".join(["int8", *(f"{component}=int4" for component in _READERS)]),
 }

@@ -22,6 +22,7 @@ def export(
     int4: Annotated[
         bool, typer.Option("--int4", help="4 bits where it reads, 8 bits where it draws.")
     ] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="16 bits, computed in 32.")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="32 bits, as trained.")] = False,
     scheme: Annotated[
         str,
@@ -39,7 +40,8 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Turn a checkpoint into a bundle."""
-    asked = [name for name, wanted in (("int8", int8), ("int4", int4), ("fp32", fp32)) if wanted] or ["int8"]
+    presets = {"int8": int8, "int4": int4, "fp16": fp16, "fp32": fp32}
+    asked = [name for name, wanted in presets.items() if wanted] or ["int8"]
     if len(asked) > 1:
         raise ConfigError(f"`--{asked[0]}` and `--{asked[1]}` exclude each other", "give one of them")
     schemes = ",".join(filter(None, (asked[0], scheme)))

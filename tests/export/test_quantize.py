@@ -1,7 +1,9 @@
 """Quantized layers: what the numbers are, what they compute, and that no processor can overflow on them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -128,6 +130,25 @@ def test_blocks_and_weights_answer_nearly_the_same(method: Method, level: int, l
     assert compare(run(quantize(product(), scheme), x), run(product(), x)).snr_db > limit
 
 
+@pytest.mark.parametrize("make", [convolution, product])
+def test_weights_in_16_bits_take_half_the_bytes_and_answer_as_16_bit_floats_do(make: Callable[..., Any]) -> None:
+    wide, scheme = make(), QuantScheme("test", Method.HALF)
+    shape = (2, 32, 8, 8) if make is convolution else (5, 70)
+    x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    narrow = quantize(wide, scheme)
+    weights = [t for t in narrow.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
+    assert len(weights) == 1 and narrow.ByteSize() < 0.6 * wide.ByteSize()
+    assert 60 < compare(run(narrow, x), run(wide, x)).snr_db < 100
+
+
+def test_a_weight_that_16_bits_cannot_hold_stays_wide() -> None:
+    model, scheme = product(), QuantScheme("test", Method.HALF)
+    weight = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weight[3, 3] = 1e5
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    assert np.isfinite(run(quantize(model, scheme), np.eye(70, dtype=np.float32))).all()
+
+
 def test_block_weights_meet_the_largest_weight_exactly() -> None:
     weight = np.linspace(-1, 3, 64, dtype=np.float32).reshape(32, 2)
     packed, scales = blocks(weight, 8)
@@ -196,7 +217,7 @@ def test_the_first_matching_rule_wins() -> None:
 
 
 def test_an_unknown_scheme_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="`int3` is no quantization scheme; there are fp32, int8, int4"):
+    with pytest.raises(ConfigError, match="`int3` is no quantization scheme; there are fp32, fp16, int8, int4"):
         plan("int3")
 
 
