@@ -16,16 +16,17 @@ from torch import nn
 
 from storyv_lite.bundle import Variant, part_entry
 from storyv_lite.components import Component, Dimensions, signature
+from storyv_lite.coverage import Stored, describe
 from storyv_lite.errors import BundleError, OutputError
-from storyv_lite.export.calibrate import Calibration, Feed, activation_ranges, calibrate
+from storyv_lite.export.calibrate import Calibration, Feed, activation_ranges, calibrate, input_moments
 from storyv_lite.export.capture import DATA, GRAPH, capture, load_graph, quiet, save_graph
 from storyv_lite.export.manifest import finish
-from storyv_lite.export.quantize import assert_cannot_saturate, quantize, static_tensors
+from storyv_lite.export.quantize import assert_cannot_saturate, moment_tensors, quantize, static_tensors
 from storyv_lite.export.simplify import shorten
 from storyv_lite.export.specs import GRAPHS, build, token_table
 from storyv_lite.export.verify import CASES, save_cases, verify
 from storyv_lite.modeling.checkpoints import read_checkpoint
-from storyv_lite.quantization import QuantScheme, plan
+from storyv_lite.quantization import FP16, Method, QuantScheme, plan
 
 TABLE = "weight.npy"
 VERIFIED_CASES = 8  # per component; evenly taken from the calibration
@@ -80,8 +81,8 @@ def export_checkpoint(
     except OSError as fault:
         raise OutputError(f"`{work}` cannot be made: {fault}") from fault
     try:
-        _write_wide(checkpoint, record, wide, progress)
-        calibration = calibrate(wide, _stories(checkpoint), progress)
+        export_wide(checkpoint, wide, progress)
+        calibration = calibrate(wide, read_stories(checkpoint), progress)
         _write_bundle(checkpoint, record, schemes, wide, calibration, bundle, out.name, progress)
         if out.exists():
             shutil.rmtree(out)
@@ -91,8 +92,9 @@ def export_checkpoint(
     return out
 
 
-def _write_wide(checkpoint: Path, record: Mapping[str, Any], wide: Path, progress: Progress) -> None:
+def export_wide(checkpoint: Path, wide: Path, progress: Progress = lambda message: None) -> None:
     """A whole bundle in float32: what calibration draws with and quantization starts from."""
+    record = read_checkpoint(checkpoint)
     dims = Dimensions(**record["dimensions"])
     components: dict[Component, tuple[Variant, ...]] = {}
     for component in GRAPHS:
@@ -114,13 +116,17 @@ def _write_bundle(
     progress: Progress,
 ) -> None:
     dims = Dimensions(**record["dimensions"])
+    weights: dict[Component, dict[str, Any]] = {}
     for component in GRAPHS:
         progress(f"quantize {component} as {schemes[component].name}")
-        feeds, model = calibration[component], load_graph(wide / component)
-        ranges = activation_ranges(model, static_tensors(model, schemes[component]), feeds)
-        quantized = quantize(model, schemes[component], ranges)
-        assert_cannot_saturate(quantized)
-        save_graph(shorten(quantized), bundle / component)
+        feeds, scheme = calibration[component], schemes[component]
+        model = load_graph(wide / component)
+        ranges = activation_ranges(model, static_tensors(model, scheme), feeds)
+        moments = input_moments(model, moment_tensors(model, scheme), feeds)
+        quantized = quantize(model, scheme, ranges, moments)
+        assert_cannot_saturate(quantized.model)
+        save_graph(shorten(quantized.model), bundle / component)
+        weights[component] = describe(quantized.stored, scheme)
         module = _module(component, checkpoint, dims)
         save_cases(bundle / component, _references(module, component, dims, feeds))
     progress("verify every component")
@@ -129,7 +135,8 @@ def _write_bundle(
     components: dict[Component, tuple[Variant, ...]] = {}
     for component in GRAPHS:
         (bundle / component / CASES).unlink()
-        components[component] = (_variant(bundle, component, names[component], parity[component]),)
+        variant = _variant(bundle, component, names[component], parity[component], weights[component])
+        components[component] = (variant,)
     components[Component.TOKEN_EMBEDDING] = (_write_table(checkpoint, bundle),)
     finish(checkpoint, record, bundle, name, components)
 
@@ -157,17 +164,27 @@ def _references(
 def _write_table(checkpoint: Path, folder: Path) -> Variant:
     target = folder / Component.TOKEN_EMBEDDING / TABLE
     target.parent.mkdir(parents=True)
-    np.save(target, token_table(checkpoint).numpy().astype(np.float16), allow_pickle=False)
+    table = token_table(checkpoint).numpy().astype(np.float16)
+    np.save(target, table, allow_pickle=False)
     part = part_entry(folder, f"{Component.TOKEN_EMBEDDING}/{TABLE}")
-    return Variant("fp16", "table", (part,), {})
+    stored = Stored(TABLE, Method.HALF, table.size, table.nbytes)
+    return Variant("fp16", "table", (part,), {}, describe([stored], FP16))
 
 
-def _variant(folder: Path, component: Component, scheme: str, parity: Mapping[str, Any]) -> Variant:
+def _variant(
+    folder: Path,
+    component: Component,
+    scheme: str,
+    parity: Mapping[str, Any],
+    weights: Mapping[str, Any] | None = None,
+) -> Variant:
     data = f"{component}/{DATA}" if (folder / component / DATA).is_file() else None
-    return Variant(scheme, "onnx", (part_entry(folder, f"{component}/{GRAPH}", data),), parity)
+    part = part_entry(folder, f"{component}/{GRAPH}", data)
+    return Variant(scheme, "onnx", (part,), parity, weights or {})
 
 
-def _stories(checkpoint: Path) -> list[dict[str, Any]]:
+def read_stories(checkpoint: Path) -> list[dict[str, Any]]:
+    """What training left to calibrate with. Raises `BundleError` when the file is missing."""
     file = checkpoint / "calibration.jsonl"
     if not file.is_file():
         raise BundleError(f"`{file}` is missing; export draws its stories", hint="storyv-lite train")

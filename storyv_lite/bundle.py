@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
@@ -54,6 +54,7 @@ class Variant:
     backend: str  # "onnx" | "table"
     parts: tuple[Part, ...]
     parity: Mapping[str, Any]
+    weights: Mapping[str, Any] = field(default_factory=dict)  # see coverage.py; older bundles do not say
 
 
 @dataclass(frozen=True)
@@ -340,7 +341,8 @@ def _bos_token_id(model: Mapping[str, Any]) -> int:
 
 def _variant(record: Mapping[str, Any]) -> Variant:
     parts = tuple(_record(Part, part) for part in record["parts"])
-    return Variant(str(record["scheme"]), str(record["backend"]), parts, dict(record.get("parity") or {}))
+    parity, weights = dict(record.get("parity") or {}), dict(record.get("weights") or {})
+    return Variant(str(record["scheme"]), str(record["backend"]), parts, parity, weights)
 
 
 def _character(record: Mapping[str, Any]) -> Character:

@@ -1,5 +1,6 @@
 """`storyv-lite export`: a checkpoint becomes a bundle that draws without a training framework."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from storyv_lite.bundle import Bundle
 from storyv_lite.cli.console import note, progress, say, say_json
 from storyv_lite.cli.options import ForceOption, JsonOption
+from storyv_lite.coverage import shares, summary
 from storyv_lite.errors import ConfigError
 from storyv_lite.memory import format_bytes
 from storyv_lite.optional import require
@@ -60,8 +62,14 @@ def export(
         assemble.export_checkpoint(checkpoint, folder, schemes, force, show)
     bundle = Bundle.open(folder)
     say(f"wrote {folder} ({format_bytes(bundle.total_bytes)}, {schemes})")
+    weights = {name: variants[0].weights for name, variants in bundle.components.items()}
+    wide = sum(len(entry["wide"]) for entry in weights.values())
+    say(f"weights: {summary(weights.values())}")
+    say(f"{wide} layers are wider than their scheme; `storyv-lite inspect {folder}` says why")
     say(f"next: storyv-lite render STORY.txt{f' --bundle {folder}' if out else ''}")
     if as_json:
         parity = {name: dict(variants[0].parity) for name, variants in bundle.components.items()}
         sizes = {"bytes": bundle.total_bytes, "scheme": schemes}
-        say_json({"bundle": str(folder), "checkpoint": str(checkpoint), **sizes, "parity": parity})
+        found = [asdict(share) for share in shares(weights.values())]
+        told = {"parity": parity, "coverage": found, "weights": dict(weights)}
+        say_json({"bundle": str(folder), "checkpoint": str(checkpoint), **sizes, **told})
