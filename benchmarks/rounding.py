@@ -40,7 +40,8 @@ def table(wide: Path, stories: Sequence[dict[str, object]]) -> str:
     from storyv_lite.bundle import Bundle
     from storyv_lite.export.calibrate import STORIES, calibrate, input_moments, run_graph
     from storyv_lite.export.capture import load_graph
-    from storyv_lite.export.quantize import moment_tensors, quantize
+    from storyv_lite.export.layers import moment_tensors
+    from storyv_lite.export.quantize import quantize
     from storyv_lite.export.verify import compare
 
     half = min(STORIES, len(stories) // 2)

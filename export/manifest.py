@@ -26,8 +26,9 @@ def finish(
     folder: Path,
     name: str,
     components: Mapping[Component, tuple[Variant, ...]],
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Copy what is not a graph and write the manifest."""
+    """Copy what is not a graph and write the manifest, with `more` fields in it."""
     dims = Dimensions(**record["dimensions"])
     scheduler = _json(checkpoint / "scheduler" / "scheduler_config.json")
     tokenizers = {}
@@ -63,7 +64,7 @@ def finish(
             "versions": _versions(),
         },
     }
-    write_manifest(folder, manifest)
+    write_manifest(folder, {**manifest, **(more or {})})
 
 
 def trained_frames(config: Mapping[str, Any]) -> int:

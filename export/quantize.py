@@ -15,18 +15,21 @@ from onnx import helper, numpy_helper
 
 from storyv_lite.coverage import REST, Stored
 from storyv_lite.errors import ParityError
-from storyv_lite.export.products import Patches, as_matrix, is_product
+from storyv_lite.export.layers import (
+    BLOCKS,
+    LAYERS,
+    PRODUCTS,
+    attribute,
+    choose_method,
+    is_layer,
+    output_axis,
+)
+from storyv_lite.export.products import Patches, as_matrix
 from storyv_lite.export.rounding import activation_scale, blocks, per_channel
 from storyv_lite.quantization import BLOCK_SIZE, REDUCED_RANGE, STORAGE, Method, QuantScheme, Rounding
 
 Array = NDArray[Any]
 Ranges = Mapping[str, tuple[float, float]]  # tensor name to smallest and largest value
-
-LAYERS = ("Conv", "MatMul", "Gemm", "Gather")
-PRODUCTS = ("MatMul", "Gemm")
-BLOCKS = (Method.BLOCK4, Method.BLOCK8)
-SMALLEST = 2048  # weights; smaller tensors are not worth a scale
-LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -49,37 +52,6 @@ def quantize(
     Raises KeyError when one is missing.
     """
     return _Quantizer(model, scheme, ranges or {}, moments or {}).run()
-
-
-def static_tensors(model: onnx.ModelProto, scheme: QuantScheme) -> list[str]:
-    """The activations whose ranges `quantize` needs: inputs of static layers, and outputs of convolutions."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    names: dict[str, None] = {}
-    for node in model.graph.node:
-        if (
-            _is_layer(node, weights)
-            and node.op_type != "Gather"
-            and scheme.method(node.name) is Method.STATIC
-        ):
-            names[node.input[0]] = None
-            if node.op_type == "Conv":
-                names[node.output[0]] = None
-    return list(names)
-
-
-def moment_tensors(model: onnx.ModelProto, scheme: QuantScheme) -> list[str]:
-    """The activations whose second moments `quantize` needs: inputs of products rounded by GPTQ."""
-    if scheme.rounding is not Rounding.GPTQ:
-        return []
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    names = [
-        node.input[0]
-        for node in model.graph.node
-        if _is_layer(node, weights)
-        and node.op_type in PRODUCTS
-        and _choose(node, numpy_helper.to_array(weights[node.input[1]]), scheme)[0] in BLOCKS
-    ]
-    return list(dict.fromkeys(names))
 
 
 def assert_cannot_saturate(model: onnx.ModelProto) -> int:
@@ -123,7 +95,7 @@ class _Quantizer:
 
     def run(self) -> Quantized:
         for node in self.model.graph.node:
-            self.layer(node) if _is_layer(node, self.weights) else self.nodes.append(node)
+            self.layer(node) if is_layer(node, self.weights) else self.nodes.append(node)
         graph = self.model.graph
         used = {name for node in self.nodes for name in node.input}
         kept = [tensor for tensor in graph.initializer if tensor.name in used]
@@ -143,7 +115,7 @@ class _Quantizer:
         at = 0 if node.op_type == "Gather" else 1
         name = node.input[at]
         weight = numpy_helper.to_array(self.weights[name])
-        method, reason = _choose(node, weight, self.scheme)
+        method, reason = choose_method(node, weight, self.scheme)
         before, rounding = set(self.added), Rounding.NEAREST
         if method is Method.WIDE:
             self.nodes.append(node)
@@ -153,7 +125,7 @@ class _Quantizer:
             self.static(node, weight)
         else:
             narrow = self.halved if method is Method.HALF else self.dequantized
-            node.input[at] = narrow(name, weight, _axis(node))[0]
+            node.input[at] = narrow(name, weight, output_axis(node))[0]
             self.nodes.append(node)
         count, size = weight.size, sum(_bytes(self.added[added]) for added in self.added.keys() - before)
         if name in self.layer_weights:  # shared with a layer that counted it
@@ -171,7 +143,7 @@ class _Quantizer:
             for name, value in patches.constants.items():
                 self.add(name, value)
             source, output, weight = patches.rows, f"{output}.product", as_matrix(weight)
-        elif node.op_type == "Gemm" and _attribute(node, "transB", 0):
+        elif node.op_type == "Gemm" and attribute(node, "transB", 0):
             weight = weight.T
         gptq = self.scheme.rounding is Rounding.GPTQ and node.op_type in PRODUCTS
         name = node.input[1]
@@ -212,7 +184,7 @@ class _Quantizer:
     def static(self, node: onnx.NodeProto, weight: Array) -> None:
         source, name = node.input[0], node.input[1]
         node.input[0], scale = self.rounded(source)
-        node.input[1], scales = self.dequantized(name, weight, _axis(node), *REDUCED_RANGE)
+        node.input[1], scales = self.dequantized(name, weight, output_axis(node), *REDUCED_RANGE)
         if len(node.input) > 2 and node.input[2]:
             # The kernel adds the bias to its 32-bit sums, so it takes the scale of the products.
             bias = numpy_helper.to_array(self.weights[node.input[2]])
@@ -263,52 +235,8 @@ class _Quantizer:
         return name
 
 
-def _is_layer(node: onnx.NodeProto, weights: Mapping[str, Any] | set[str]) -> bool:
-    """A node of `LAYERS` whose weight is a constant: attention's products of activations are none."""
-    if node.op_type == "Gather":
-        return node.input[0] in weights and not _attribute(node, "axis", 0)
-    return node.op_type in LAYERS and node.input[1] in weights
-
-
-def _choose(node: onnx.NodeProto, weight: Array, scheme: QuantScheme) -> tuple[Method, str]:
-    """What is done to one layer, and why not what the scheme does by default."""
-    method, reason = scheme.choose(node.name)
-    if method is Method.WIDE:
-        return method, reason
-    if weight.size < SMALLEST:
-        return Method.WIDE, f"fewer than {SMALLEST} weights"
-    if method in (Method.HALF, *BLOCKS) and np.abs(weight).max() > LARGEST_HALF:
-        return Method.WIDE, "weights beyond the range of 16 bits"
-    if method is Method.HALF:
-        return method, reason
-    if node.op_type == "Gather":
-        return Method.WEIGHT_ONLY, "rows are taken from it" if method in BLOCKS else reason
-    if method in BLOCKS and not _is_blockwise(node):
-        return Method.WEIGHT_ONLY, "cannot be written as one product"
-    return method, reason
-
-
 def _bytes(tensor: onnx.TensorProto) -> int:
     return int(numpy_helper.to_array(tensor).nbytes)
-
-
-def _is_blockwise(node: onnx.NodeProto) -> bool:
-    """Whether MatMulNBits can do what this layer does."""
-    if node.op_type == "Gemm":
-        factors = [a.f for a in node.attribute if a.name in ("alpha", "beta")]
-        return not _attribute(node, "transA", 0) and all(factor == 1.0 for factor in factors)
-    return node.op_type == "MatMul" or is_product(node)
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    """The axis of a layer's weight that counts its outputs."""
-    if node.op_type == "MatMul":
-        return 1
-    return 1 if node.op_type == "Gemm" and not _attribute(node, "transB", 0) else 0
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
 
 
 def _slug(name: str) -> str:

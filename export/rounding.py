@@ -41,7 +41,7 @@ def blocks(weight: Array, bits: int, moments: Array | None = None) -> tuple[Arra
     """
     rows = np.ascontiguousarray(weight.T, dtype=np.float32)  # (N, K)
     levels, scales = _nearest(rows, bits) if moments is None else _compensated(rows, bits, moments)
-    packed = (levels + (1 << (bits - 1))).astype(np.uint8)
+    packed: Array = (levels + (1 << (bits - 1))).astype(np.uint8)
     if bits == 4:
         packed = packed[..., 0::2] | (packed[..., 1::2] << 4)
     return packed, scales
@@ -49,9 +49,8 @@ def blocks(weight: Array, bits: int, moments: Array | None = None) -> tuple[Arra
 
 def widen_blocks(packed: Array, scales: Array, bits: int, inputs: int) -> Array:
     """The weight (K, N) that a graph computes with after `blocks`; `inputs` is K."""
-    levels: Array = packed
-    if bits == 4:
-        levels = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+    halves = [packed & 15, packed >> 4] if bits == 4 else [packed]
+    levels = np.stack(halves, axis=-1).reshape(*packed.shape[:-1], -1)
     wide = (levels.astype(np.float32) - (1 << (bits - 1))) * scales.astype(np.float32)[..., None]
     return np.ascontiguousarray(wide.reshape(len(wide), -1)[:, :inputs].T)
 

@@ -16,6 +16,7 @@ from storyv_lite.runtime.backends.base import Backend, Session
 from storyv_lite.runtime.images import Pixels, pixel_values, read_portrait, to_pixels
 from storyv_lite.runtime.kv_cache import Piece
 from storyv_lite.runtime.language import Language, make_piece
+from storyv_lite.runtime.soundness import check_sound
 from storyv_lite.runtime.tokenizer import LanguageTokenizer, TextTokenizer, mentions
 
 Floats = NDArray[np.float32]
@@ -73,9 +74,14 @@ class Model:
         conditioning: Floats = mapped["encoder_hidden_states"]
         return conditioning
 
-    def decode(self, latents: Floats) -> Pixels:
-        """Latents (1, channels, size, size) as a picture (H, W, 3)."""
-        return to_pixels(self.session(Component.VAE_DECODER).run({"latents": latents})["image"])
+    def decode(self, latents: Floats, frame: int = 0) -> Pixels:
+        """Latents (1, channels, size, size) of a frame as a picture (H, W, 3).
+
+        Raises `BackendError` naming the frame when it is of one colour or holds NaN.
+        """
+        image = self.session(Component.VAE_DECODER).run({"latents": latents})["image"]
+        check_sound(Component.VAE_DECODER, image, frame)
+        return to_pixels(image)
 
     def look(self, image: Pixels) -> Floats:
         """The pixels of a finished frame as visual tokens (visual_tokens, hidden)."""

@@ -27,6 +27,7 @@ from storyv_lite.runtime.images import Pixels
 from storyv_lite.runtime.kv_cache import KVCache, Piece
 from storyv_lite.runtime.model import Model
 from storyv_lite.runtime.schedulers import NoiseSchedule, SamplerTable, sampler_table
+from storyv_lite.runtime.soundness import check_sound
 from storyv_lite.story import Story
 
 CONTEXTS = ("interleaved", "captions", "none")  # what a frame is drawn after; all but the first for measuring
@@ -240,15 +241,18 @@ class StoryPipeline:
                 kind = "story"
                 with clock("read"):
                     image_states, read = context.read(index, caption)
+                    check_sound(Component.LANGUAGE_MODEL, image_states, index)
                 with clock("map"):
                     story = self.model.map(image_states)
+                    check_sound(Component.MAPPER, story, index)
             with clock("text"):
                 conditioning = self._conditioning(caption, story)
             with clock("draw"):
                 latents = self._draw(conditioning, settings, table, index, len(captions), told)
+                check_sound(Component.UNET, latents, index)
             told(Progress(index, len(captions), "decode"))
             with clock("decode"):
-                image = self.model.decode(latents)
+                image = self.model.decode(latents, index)
             yield Frame(index, image, caption, settings.seed, kind, clock.timings_ms, read, context.kept)
 
     def _conditioning(self, caption: str, story: NDArray[np.float32]) -> Conditioning:

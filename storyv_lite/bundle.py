@@ -110,6 +110,16 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Degraded:
+    """A figure of the parity gate beyond its limit."""
+
+    component: str
+    metric: str
+    value: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class Bundle:
     """An opened bundle: everything in it is where the manifest says and, when verified, what it says."""
 
@@ -122,6 +132,9 @@ class Bundle:
     characters: tuple[Character, ...]
     vocabulary_file: FileEntry
     provenance: Mapping[str, Any]
+    parity: Mapping[str, float]  # of whole stories against full precision; empty where not measured
+    mixture: Mapping[str, Any]  # how the widths of its layers were chosen; empty where a scheme said
+    degraded: tuple[Degraded, ...]  # what missed its limit and was kept all the same
 
     @classmethod
     def open(cls, path: Path, verify: bool = True) -> "Bundle":
@@ -293,7 +306,11 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as fault:
         raise BundleError(f"`{file}` is not JSON: {fault}", hint=_EXPORT_AGAIN) from fault
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+    if isinstance(schema, int) and not isinstance(schema, bool) and schema < SCHEMA:
+        raise BundleError(
+            f"`{file}` has schema {schema}, of an older version; {SCHEMA} is needed", hint=_EXPORT_AGAIN
+        )
+    if not isinstance(schema, int) or isinstance(schema, bool):
         raise BundleError(f"`{file}` has no schema version; {SCHEMA} is needed", hint=_EXPORT_AGAIN)
     if schema > SCHEMA:
         raise BundleError(
@@ -329,6 +346,9 @@ def _parse(path: Path, manifest: dict[str, Any], digest: str) -> Bundle:
         characters=tuple(map(_character, manifest["characters"])),
         vocabulary_file=_record(FileEntry, manifest["vocabulary"]),
         provenance=dict(manifest["provenance"]),
+        parity=dict(manifest.get("parity") or {}),
+        mixture=dict(manifest.get("mixture") or {}),
+        degraded=tuple(_record(Degraded, entry) for entry in manifest.get("degraded") or ()),
     )
 
 

@@ -23,6 +23,7 @@ from storyv_lite.memory import format_bytes
 from storyv_lite.story import Story, read_story
 
 if TYPE_CHECKING:
+    from storyv_lite.bundle import Degraded
     from storyv_lite.runtime.pipeline import Progress, StoryPipeline
 
 SHOWN_WORDS = 12
@@ -59,6 +60,7 @@ def render(
 
     pipeline = StoryPipeline.from_bundle(bundle or None, device)
     note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
+    warn_of_degraded(pipeline.bundle.degraded)
     note(f"device: {pipeline.backend.device} ({pipeline.backend.reason})")
     with progress() as show:
         frames = pipeline.draw(told, seed, steps, guidance, lambda at: show(_line(at, told)))
@@ -86,6 +88,15 @@ def render(
     say(f"next: open {folder / PAGE}, or draw it another way with --seed {seed + 1}")
     if as_json:
         say_json({"folder": str(folder), **receipt})
+
+
+def warn_of_degraded(degraded: "tuple[Degraded, ...]") -> None:
+    """Say what the parity gate found and the exporter kept."""
+    if degraded:
+        figures = ", ".join(
+            f"`{d.component}` {d.metric} {d.value:.4g} (limit {d.limit:.4g})" for d in degraded
+        )
+        warn(f"this bundle is degraded: {figures}\n  it was written with `--allow-degraded`")
 
 
 def warn_of_unknown_words(pipeline: "StoryPipeline", story: Story) -> None:

@@ -20,6 +20,7 @@ from storyv_lite.errors import BundleError
 
 SCHEMA = 1
 WEIGHTS = "model.safetensors"
+NAMED = 5  # tensors that a message about a faulty file names of each kind
 
 # Where each class that a `config.json` may name is defined; anything else is refused.
 _CLASSES = {
@@ -126,8 +127,10 @@ def load_component(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Modul
 def load_weights(module: nn.Module, folder: Path) -> None:
     """Copy the tensors stored in `folder` into `module`, in place.
 
-    Raises `BundleError` when the file is missing or damaged or the tensors are not exactly the module's.
+    Raises `BundleError` when the file is missing or damaged or the tensors are not exactly the module's; it
+    names those that are missing, too many or of another shape.
     """
+    problems: list[str] = []
     path = folder / WEIGHTS
     own = module.state_dict()
     wanted = {(tensor.data_ptr(), tensor.shape) for tensor in own.values()}
@@ -135,17 +138,24 @@ def load_weights(module: nn.Module, folder: Path) -> None:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():
                 if name not in own:
-                    raise BundleError(f"`{path}` holds `{name}`, which the model does not have")
+                    problems.append(f"holds `{name}`, which the model does not have")
+                    continue
                 if (found := tuple(file.get_slice(name).get_shape())) != (needed := tuple(own[name].shape)):
-                    raise BundleError(f"`{name}` in `{path}` has the shape {found}, the model needs {needed}")
-                own[name].copy_(file.get_tensor(name))
+                    problems.append(f"has `{name}` in the shape {found}, the model needs {needed}")
+                elif not problems:
+                    own[name].copy_(file.get_tensor(name))
                 wanted.discard((own[name].data_ptr(), own[name].shape))
     except FileNotFoundError:
         raise BundleError(f"`{path}` is missing", hint="storyv-lite train") from None
     except SafetensorError as damage:
         raise BundleError(f"`{path}` is damaged ({damage})", hint="storyv-lite train") from damage
-    if missing := [name for name, tensor in own.items() if (tensor.data_ptr(), tensor.shape) in wanted]:
-        raise BundleError(f"`{path}` lacks `{missing[0]}` ({len(missing)} tensors in all)")
+    missing = [name for name, tensor in own.items() if (tensor.data_ptr(), tensor.shape) in wanted]
+    if missing:
+        named = ", ".join(f"`{name}`" for name in missing[:NAMED])
+        problems.append(f"lacks {named} ({len(missing)} tensors in all)")
+    if problems:
+        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        raise BundleError(f"`{path}` {'; '.join(problems[:NAMED])}{more}")
 
 
 def has_component(folder: Path) -> bool:

@@ -16,7 +16,8 @@ from storyv_lite.coverage import REST, describe, shares
 from storyv_lite.errors import ConfigError, ParityError
 from storyv_lite.export.calibrate import choose_range
 from storyv_lite.export.capture import load_graph
-from storyv_lite.export.quantize import assert_cannot_saturate, moment_tensors, quantize, static_tensors
+from storyv_lite.export.layers import methods_of_layers, moment_tensors, rounded_weight, static_tensors
+from storyv_lite.export.quantize import assert_cannot_saturate, quantize
 from storyv_lite.export.rounding import (
     activation_scale,
     blocks,
@@ -181,6 +182,22 @@ def test_widened_blocks_are_what_the_graph_computes_with() -> None:
     for bits, method in ((4, Method.BLOCK4), (8, Method.BLOCK8)):
         answer = run(quantize(product(), QuantScheme("test", method)).model, x)
         assert np.allclose(answer, widen_blocks(*blocks(weight, bits), bits, 70), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [convolution, product])
+@pytest.mark.parametrize("method", [Method.BLOCK4, Method.WEIGHT_ONLY, Method.HALF])
+def test_a_rounded_weight_is_what_the_packed_graph_computes_with(
+    make: Callable[[], onnx.ModelProto], method: Method
+) -> None:
+    model = make()
+    shape = (2, 32, 8, 8) if make is convolution else (5, 70)
+    x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    quantized = quantize(model, QuantScheme("test", method))
+    ((_, _, chosen),), tensor = methods_of_layers(model, method), model.graph.initializer[0]
+    value, size = rounded_weight(model.graph.node[0], numpy_helper.to_array(tensor), chosen)
+    assert chosen is method and 0 <= quantized.stored[0].bytes - size < 2000  # and where slices begin and end
+    tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    assert compare(run(quantized.model, x), run(model, x)).snr_db > 90
 
 
 def test_every_weight_is_counted_once_and_what_stayed_wide_has_a_reason() -> None:

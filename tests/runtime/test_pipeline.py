@@ -333,3 +333,17 @@ def test_a_device_that_is_not_there_is_an_error_and_never_a_silent_cpu() -> None
     assert open_backend("auto").reason.startswith("no CUDA")
     with pytest.raises(BackendError, match="auto, cpu, cuda"):
         open_backend("tpu")
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_a_decoder_that_answers_with_one_colour_or_nan_is_told_with_its_frame(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    pipeline = StoryPipeline.from_bundle(tiny_bundle, "cpu", threads=1)
+    decoder = pipeline.model.session(Component.VAE_DECODER)
+    frames = pipeline.draw(Story.from_text("Milo is waving. He is running."), num_inference_steps=1)
+    assert next(frames).index == 0
+    broken = {"image": np.full((1, 3, 32, 32), value, np.float32)}
+    monkeypatch.setattr(decoder, "run", lambda inputs: broken)
+    with pytest.raises(BackendError, match="frame 2: `vae_decoder` answered with (a picture|NaN)"):
+        next(frames)
