@@ -31,7 +31,8 @@ from storyv_lite.export.quantize import assert_cannot_saturate, quantize
 from storyv_lite.export.simplify import shorten
 from storyv_lite.export.specs import GRAPHS, build, token_table
 from storyv_lite.export.story_parity import verify_stories
-from storyv_lite.export.verify import CASES, failures, refuse, save_cases, verify
+from storyv_lite.export.verify import CASES, Failure, failures, refuse, save_cases, verify
+from storyv_lite.export.weight_parity import check_weights
 from storyv_lite.memory import format_bytes
 from storyv_lite.modeling.checkpoints import WEIGHTS, read_checkpoint
 from storyv_lite.quantization import FP16, Method, QuantScheme, plan
@@ -184,6 +185,7 @@ def _write_bundle(
 ) -> None:
     dims = Dimensions(**record["dimensions"])
     weights: dict[Component, dict[str, Any]] = {}
+    found: list[Failure] = []
     for component in GRAPHS:
         progress(f"quantize {component} as {schemes[component].name}")
         feeds, scheme = calibration[component], schemes[component]
@@ -193,13 +195,14 @@ def _write_bundle(
         quantized = quantize(model, scheme, ranges, moments)
         assert_cannot_saturate(quantized.model)
         save_graph(shorten(quantized.model), bundle / component)
+        found += check_weights(component, load_graph(bundle / component), load_graph(wide / component))
         weights[component] = describe(quantized.stored, scheme)
         module = _module(component, checkpoint, dims)
         save_cases(bundle / component, _references(module, component, dims, feeds))
     progress("verify every component")
     names = {str(component): schemes[component].name for component in GRAPHS}
     parity = verify({component: bundle / component for component in names})
-    refuse([] if allow_degraded else failures(parity, names, {}))  # before stories are drawn
+    refuse([] if allow_degraded else [*found, *failures(parity, names, {})])  # before stories are drawn
     components: dict[Component, tuple[Variant, ...]] = {}
     for component in GRAPHS:
         (bundle / component / CASES).unlink()
@@ -210,7 +213,7 @@ def _write_bundle(
     finish(checkpoint, record, bundle, name, components)
     progress("verify stories")
     story = verify_stories(bundle, wide, read_stories(checkpoint))
-    found = failures(parity, names, story)
+    found += failures(parity, names, story)
     refuse([] if allow_degraded else found)
     gate = {"parity": story, "degraded": [asdict(failure) for failure in found]}
     finish(checkpoint, record, bundle, name, components, {**gate, **more})

@@ -39,7 +39,7 @@ class Limits:
 LIMITS: Mapping[str, Limits] = {
     "fp32": Limits(80.0, 0.9999, 0.999, 40.0),
     "fp16": Limits(50.0, 0.999, 0.99, 30.0),
-    "int8-weights": Limits(25.0, 0.98, 0.9, 18.0),
+    "int8-weights": Limits(32.0, 0.98, 0.9, 18.0),
     "int8": Limits(15.0, 0.97, 0.8, 15.0),
     "int4-block32": Limits(10.0, 0.95, 0.8, 13.0),
     "mixed": Limits(10.0, 0.95, 0.8, 13.0),

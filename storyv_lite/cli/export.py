@@ -47,7 +47,7 @@ def export(
     ] = None,
     force: ForceOption = False,
     allow_degraded: Annotated[
-        bool, typer.Option("--allow-degraded", help="Write although the parity gate fails, and say so in it.")
+        bool, typer.Option("--allow-degraded", help="Write although the parity gate fails.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
