@@ -52,8 +52,8 @@ def checkpoint_cases(checkpoint: Path, folder: Path, components: Sequence[Compon
     from storyv_lite.export.capture import GRAPH, capture, quiet, save_graph
     from storyv_lite.export.halve import halve
     from storyv_lite.export.simplify import shorten
-    from storyv_lite.export.specs import build
     from storyv_lite.modeling.checkpoints import read_checkpoint
+    from storyv_lite.modeling.components import build
 
     dims = Dimensions(**read_checkpoint(checkpoint)["dimensions"])
     cases = []

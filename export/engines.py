@@ -151,7 +151,7 @@ def add_engines(
             _write(folder / file, known.read_bytes())
         seconds = 0.0 if known else time.perf_counter() - began
         entry = part_entry(folder, file)
-        variants[component] = Variant(source.scheme, builder.name, (entry,), {}, key.as_dict())
+        variants[component] = Variant(source.scheme, builder.name, (entry,), {}, engine=key.as_dict())
         engines.append(Engine(component, file, entry.bytes, seconds))
     _record(folder, variants)
     for component in components:  # what no manifest names any more

@@ -23,8 +23,9 @@ def finish(
     folder: Path,
     name: str,
     components: Mapping[Component, tuple[Variant, ...]],
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Copy what is not a graph and write the manifest."""
+    """Copy what is not a graph and write the manifest, with `more` fields in it."""
     dims = Dimensions(**record["dimensions"])
     facts = describe(checkpoint, record)
     portraits = [character["portrait"] for character in facts["characters"]]
@@ -45,7 +46,7 @@ def finish(
             "versions": _versions(),
         },
     }
-    write_manifest(folder, manifest)
+    write_manifest(folder, {**manifest, **(more or {})})
 
 
 def _command() -> str:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component
-from storyv_lite.errors import FrameError
 from storyv_lite.prompt import Segment
 from storyv_lite.runtime.backends.base import Backend, Session
 from storyv_lite.runtime.images import Pixels, pixel_values, read_portrait, to_pixels
 from storyv_lite.runtime.kv_cache import Piece
 from storyv_lite.runtime.language import Language, make_piece
+from storyv_lite.runtime.soundness import check_sound
 from storyv_lite.runtime.token_table import open_table
 from storyv_lite.runtime.tokenizer import LanguageTokenizer, TextTokenizer, mentions
 
@@ -75,14 +75,15 @@ class Model:
         return conditioning
 
     def decode(self, latents: Floats) -> Pixels:
-        """Latents (1, channels, size, size) as a picture (H, W, 3). Raises `FrameError`."""
+        """Latents (1, channels, size, size) as a picture (H, W, 3).
+
+        Raises `FrameError` when it holds NaN or is of one colour.
+        """
         image = self.session(Component.VAE_DECODER).run({"latents": latents})["image"]
-        if not np.isfinite(image).all():
-            raise FrameError(
-                "the VAE decoder gave values that are no numbers",
-                "check the bundle with `storyv-lite inspect`",
-            )
-        return to_pixels(image)
+        check_sound(Component.VAE_DECODER, image)
+        pixels = to_pixels(image)
+        check_sound(Component.VAE_DECODER, pixels)
+        return pixels
 
     def look(self, image: Pixels) -> Floats:
         """The pixels of a finished frame as visual tokens (visual_tokens, hidden)."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
@@ -54,6 +54,7 @@ class Variant:
     backend: str  # "onnx" | "table" | "tensorrt" | "tensorrt-rtx"
     parts: tuple[Part, ...]
     parity: Mapping[str, Any]
+    weights: Mapping[str, Any] = field(default_factory=dict)  # see coverage.py; older bundles do not say
     engine: Mapping[str, Any] | None = None  # of the last two: what the engine was built from and for
 
 
@@ -110,6 +111,16 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Degraded:
+    """A figure of the parity gate beyond its limit."""
+
+    component: str
+    metric: str
+    value: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class Bundle:
     """An opened bundle: everything in it is where the manifest says and, when verified, what it says."""
 
@@ -122,6 +133,9 @@ class Bundle:
     characters: tuple[Character, ...]
     vocabulary_file: FileEntry
     provenance: Mapping[str, Any]
+    parity: Mapping[str, float]  # of whole stories against full precision; empty where not measured
+    mixture: Mapping[str, Any]  # how the widths of its layers were chosen; empty where a scheme said
+    degraded: tuple[Degraded, ...]  # what missed its limit and was kept all the same
 
     @classmethod
     def open(cls, path: Path, verify: bool = True) -> "Bundle":
@@ -303,7 +317,11 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as fault:
         raise BundleError(f"`{file}` is not JSON: {fault}", hint=_EXPORT_AGAIN) from fault
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+    if isinstance(schema, int) and not isinstance(schema, bool) and schema < SCHEMA:
+        raise BundleError(
+            f"`{file}` has schema {schema}, of an older version; {SCHEMA} is needed", hint=_EXPORT_AGAIN
+        )
+    if not isinstance(schema, int) or isinstance(schema, bool):
         raise BundleError(f"`{file}` has no schema version; {SCHEMA} is needed", hint=_EXPORT_AGAIN)
     if schema > SCHEMA:
         raise BundleError(
@@ -339,6 +357,9 @@ def _parse(path: Path, manifest: Mapping[str, Any], digest: str) -> Bundle:
         characters=tuple(map(_character, manifest["characters"])),
         vocabulary_file=_record(FileEntry, manifest["vocabulary"]),
         provenance=dict(manifest["provenance"]),
+        parity=dict(manifest.get("parity") or {}),
+        mixture=dict(manifest.get("mixture") or {}),
+        degraded=tuple(_record(Degraded, entry) for entry in manifest.get("degraded") or ()),
     )
 
 
@@ -351,14 +372,9 @@ def _bos_token_id(model: Mapping[str, Any]) -> int:
 
 def _variant(record: Mapping[str, Any]) -> Variant:
     parts = tuple(_record(Part, part) for part in record["parts"])
-    engine = record.get("engine")
-    return Variant(
-        str(record["scheme"]),
-        str(record["backend"]),
-        parts,
-        dict(record.get("parity") or {}),
-        None if engine is None else dict(engine),
-    )
+    parity, weights = dict(record.get("parity") or {}), dict(record.get("weights") or {})
+    engine = None if record.get("engine") is None else dict(record["engine"])
+    return Variant(str(record["scheme"]), str(record["backend"]), parts, parity, weights, engine)
 
 
 def _character(record: Mapping[str, Any]) -> Character:

@@ -102,7 +102,7 @@ def engine_variant(bundle: Bundle, component: Component, builder: str) -> Varian
 
 def unreadable(scheme: QuantScheme) -> str:
     """Why no builder reads a graph of this scheme, empty when one does."""
-    methods = (scheme.default, *(method for _, method in scheme.rules))
+    methods = (scheme.default, *(rule.method for rule in scheme.rules))
     if scheme.symmetric:
         return ""
     return next((_UNREADABLE[method] for method in methods if method in _UNREADABLE), "")
@@ -112,7 +112,7 @@ def refuse(component: Component, scheme: str, reason: str) -> BackendError:
     """The error for a graph that cannot become an engine."""
     return BackendError(
         f"`{component}` as `{scheme}` cannot become a TensorRT engine: {reason}",
-        hint="`storyv-lite export CHECKPOINT --target tensorrt` stores it as fp16, which becomes one",
+        hint="`storyv-lite export CHECKPOINT --target tensorrt` stores it as half, which becomes one",
     )
 
 

@@ -41,7 +41,7 @@ def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
 )
 def test_a_scheme_that_cannot_become_an_engine_is_refused_at_once(scheme: str, reason: str) -> None:
     told = refused(5, "--target", "tensorrt", "--scheme", scheme)
-    assert re.search(reason, told) and "stores it as fp16" in told
+    assert re.search(reason, told) and "stores it as half" in told
 
 
 def test_a_bundle_is_no_checkpoint(tiny_bundle: Path) -> None:

@@ -235,7 +235,8 @@ def test_a_frame_that_fails_ends_the_story_which_goes_on_without_it_when_asked()
     poison("umbrella")
     Path("bad.txt").write_text("Milo is waving.\nMilo umbrella.\nHe is standing.\nLuna is sitting.\n")
     code, out, err = run("render", "bad.txt", *QUICK)
-    assert (code, out) == (8, "") and "error: frame 2 could not be drawn: the UNet gave" in err
+    assert (code, out) == (8, "")
+    assert "error: frame 2 could not be drawn: `language_model` answered with NaN" in err
     assert "storyv-lite continue bad-storyboard" in err and "--keep-going" in err
     assert run("continue", "bad-storyboard")[0] == 8, "it is tried again"
     code, out, err = run("continue", "bad-storyboard", "--keep-going")

@@ -26,6 +26,7 @@ class TrtBackend:
     """Engines made by one builder for what draws, CUDA for the rest."""
 
     name = "trt"
+    precision = "as exported"  # every component of a bundle says its own
     device = "cuda"
 
     def __init__(self, builder: str, threads: int | None = None) -> None:

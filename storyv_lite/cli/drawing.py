@@ -20,6 +20,7 @@ from storyv_lite.errors import BundleError, FrameError, OutputError, StoryVError
 from storyv_lite.memory import format_bytes
 
 if TYPE_CHECKING:
+    from storyv_lite.bundle import Degraded
     from storyv_lite.runtime.journal import Journal
     from storyv_lite.runtime.pipeline import Progress, StoryPipeline
     from storyv_lite.runtime.storyboard_folder import StoryboardFolder
@@ -151,6 +152,7 @@ def draw_story(
     from storyv_lite.runtime.storyboard_folder import PAGE, SHEET
 
     folder, count = drawn.folder, len(drawn.journal.story.captions)
+    warn_of_degraded(drawn.pipeline.bundle.degraded)
     warn_of_unknown_words(drawn.pipeline, drawn.journal.story)
     try:
         with progress() as show, _stopping() as check:
@@ -185,6 +187,15 @@ def say_complete(drawn: "StoryboardFolder", as_json: bool) -> None:
     if as_json:
         say_json({"folder": str(drawn.folder), **receipt})
     _refuse_failed(drawn.folder, receipt["frames"])
+
+
+def warn_of_degraded(degraded: "tuple[Degraded, ...]") -> None:
+    """Say what the parity gate found and the exporter kept."""
+    if degraded:
+        figures = ", ".join(
+            f"`{d.component}` {d.metric} {d.value:.4g} (limit {d.limit:.4g})" for d in degraded
+        )
+        warn(f"this bundle is degraded: {figures}\n  it was written with `--allow-degraded`")
 
 
 def warn_of_unknown_words(pipeline: "StoryPipeline", story: "Story") -> None:

@@ -22,6 +22,8 @@ from storyv_lite.checkpoint import read_checkpoint as read_checkpoint
 from storyv_lite.checkpoint import read_json
 from storyv_lite.errors import BundleError
 
+NAMED = 5  # tensors that a message about a faulty file names of each kind
+
 # Where each class that a `config.json` may name is defined; anything else is refused.
 _CLASSES = {
     "ToonAutoencoder": "storyv_lite.modeling.autoencoder",
@@ -136,38 +138,47 @@ def new_component(folder: Path) -> nn.Module:
 def load_weights(module: nn.Module, folder: Path) -> None:
     """Copy the tensors stored in `folder` into `module`, in place.
 
-    Raises `BundleError` when the file is missing or damaged or the tensors are not exactly the module's.
+    Raises `BundleError` when the file is missing or damaged or the tensors are not exactly the module's; it
+    names those that are missing, too many or of another shape.
     """
+    problems: list[str] = []
     path = folder / WEIGHTS
     own = module.state_dict()
     wanted = {(tensor.data_ptr(), tensor.shape) for tensor in own.values()}
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():
-                check_tensor(path, name, tuple(file.get_slice(name).get_shape()), own)
-                own[name].copy_(file.get_tensor(name))
-                wanted.discard((own[name].data_ptr(), own[name].shape))
+                if problem := misfit(name, tuple(file.get_slice(name).get_shape()), own):
+                    problems.append(problem)
+                elif not problems:
+                    own[name].copy_(file.get_tensor(name))
+                if name in own:
+                    wanted.discard((own[name].data_ptr(), own[name].shape))
     except FileNotFoundError:
         raise BundleError(f"`{path}` is missing", hint="storyv-lite train") from None
     except SafetensorError as damage:
         raise BundleError(f"`{path}` is damaged ({damage})", hint="storyv-lite train") from damage
-    check_complete(
-        path, [name for name, tensor in own.items() if (tensor.data_ptr(), tensor.shape) in wanted]
-    )
+    missing = [name for name, tensor in own.items() if (tensor.data_ptr(), tensor.shape) in wanted]
+    refuse_misfits(path, problems, missing)
 
 
-def check_tensor(path: Path, name: str, shape: tuple[int, ...], own: Mapping[str, torch.Tensor]) -> None:
-    """Raise `BundleError` unless a tensor stored in `path` is one of the model's `own`, in its shape."""
+def misfit(name: str, shape: tuple[int, ...], own: Mapping[str, torch.Tensor]) -> str:
+    """What is wrong with a stored tensor that shall be one of the model's `own`; empty when nothing is."""
     if name not in own:
-        raise BundleError(f"`{path}` holds `{name}`, which the model does not have")
+        return f"holds `{name}`, which the model does not have"
     if shape != (needed := tuple(own[name].shape)):
-        raise BundleError(f"`{name}` in `{path}` has the shape {shape}, the model needs {needed}")
+        return f"has `{name}` in the shape {shape}, the model needs {needed}"
+    return ""
 
 
-def check_complete(path: Path, missing: Sequence[str]) -> None:
-    """Raise `BundleError` when tensors of the model were not found in `path`."""
+def refuse_misfits(path: Path, problems: Sequence[str], missing: Sequence[str]) -> None:
+    """Raise `BundleError` telling what is wrong with tensors in `path`, and which of the model it lacks."""
     if missing:
-        raise BundleError(f"`{path}` lacks `{missing[0]}` ({len(missing)} tensors in all)")
+        named = ", ".join(f"`{name}`" for name in missing[:NAMED])
+        problems = [*problems, f"lacks {named} ({len(missing)} tensors in all)"]
+    if problems:
+        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        raise BundleError(f"`{path}` {'; '.join(problems[:NAMED])}{more}")
 
 
 def has_component(folder: Path) -> bool:

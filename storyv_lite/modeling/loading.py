@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from storyv_lite.checkpoint import TOKEN_ROWS, WEIGHTS
 from storyv_lite.errors import BundleError
-from storyv_lite.modeling.checkpoints import check_complete, check_tensor, new_component
+from storyv_lite.modeling.checkpoints import misfit, new_component, refuse_misfits
 from storyv_lite.tensors import StoredTensor, open_tensors
 
 # What a drawn story needs of a language model is its backbone, which is fed rows of the table.
@@ -47,13 +47,15 @@ def load_onto(
     own = module.state_dict()
     missing = {name: None for name in own if not name.endswith(without or ("\n",))}
     path = folder / WEIGHTS
+    problems: list[str] = []
     with open_tensors(path) as tensors:
         for name, stored in tensors.items():
-            check_tensor(path, name, stored.shape, own)
-            if name in missing:
+            if problem := misfit(name, stored.shape, own):
+                problems.append(problem)
+            elif name in missing and not problems:
                 _fill(module, name, as_tensor(stored), device, dtype, quantize)
-                del missing[name]
-    check_complete(path, list(missing))
+            missing.pop(name, None)
+    refuse_misfits(path, problems, list(missing))
     for name, buffer in list(
         module.named_buffers()
     ):  # small tables of positions, which stay as wide as they are

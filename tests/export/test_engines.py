@@ -44,7 +44,7 @@ def halved(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with float16 where it draws; do not write into it."""
     folder = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("bundles") / "halved"))
     for component in DRAWING:
-        put(folder, component, "fp16", shorten(halve(load_graph(folder / component))))
+        put(folder, component, "half", shorten(halve(load_graph(folder / component))))
     return folder
 
 
@@ -80,7 +80,7 @@ def test_an_engine_built_without_a_gpu_is_one_more_variant_whose_hash_is_checked
 ) -> None:
     bundle = Bundle.open(built)
     variant = engine_variant(bundle, DECODER, "tensorrt-rtx")
-    assert variant is not None and variant.scheme == "fp16" and variant.parity == {}
+    assert variant is not None and variant.scheme == "half" and variant.parity == {}
     assert variant.engine is not None and variant.engine["version"] == builder.version
     assert variant.engine["profiles"] == {"batch": [1, 2, 2]} and variant.engine["gpu"] == PORTABLE
     assert [v.backend for v in bundle.components[DECODER]] == ["onnx", "tensorrt-rtx"]
@@ -277,7 +277,7 @@ def _store(folder: Path, scheme: str) -> None:
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     chosen = SCHEMES[scheme][DECODER]
-    model = quantize(model, chosen, {"latents": (-2.0, 3.0), "image": (-2.0, 3.0)})
+    model = quantize(model, chosen, {"latents": (-2.0, 3.0), "image": (-2.0, 3.0)}).model
     put(folder, DECODER, chosen.name, halve(model) if chosen.half else model)
 
 

@@ -9,11 +9,14 @@ import onnxruntime
 import pytest
 
 from storyv_lite.bundle import Bundle
+from storyv_lite.components import Component
+from storyv_lite.coverage import Stored, coverage_of
 from storyv_lite.errors import ConfigError
 from storyv_lite.export.capture import load_graph
 from storyv_lite.export.halve import FLOAT, HALF, halve
 from storyv_lite.export.verify import compare
-from storyv_lite.quantization import DRAWING, plan
+from storyv_lite.export.weight_parity import check_weights
+from storyv_lite.quantization import DRAWING, SCHEMES, Method, plan
 
 
 def answer(model: onnx.ModelProto, feed: dict[str, Any]) -> Any:
@@ -54,11 +57,20 @@ def test_weights_are_halved_and_what_leads_to_sines_and_cosines_is_not(tiny_bund
     assert {value.type.tensor_type.elem_type for value in half.graph.output} == {FLOAT}
     assert sum(tensor.data_type == HALF for tensor in half.graph.initializer) > 20
     assert not any(tensor.data_type == HALF for tensor in model.graph.initializer)  # the source is as it was
+    assert not check_weights("unet", half, model)
 
 
-def test_only_what_draws_can_be_stored_in_sixteen_bits() -> None:
-    chosen = plan("int4,fp16")
-    assert {component for component, scheme in chosen.items() if scheme.name == "fp16"} == set(DRAWING)
-    assert chosen == {**plan("int4"), **{component: plan("fp16")[component] for component in DRAWING}}
-    with pytest.raises(ConfigError, match="`fp16` is for unet, vae_decoder; `language_model` cannot"):
-        plan("int8,llm=fp16")
+def test_what_is_halved_is_told_as_16_bits_and_what_has_8_as_8() -> None:
+    stored = [Stored("a", Method.WIDE, 10, 40), Stored("b", Method.STATIC, 10, 14)]
+    told = coverage_of(stored, SCHEMES["int8-symmetric"][Component.UNET])
+    found = [(group["bits"], group["bytes"]) for group in told["groups"]]
+    assert found == [(16, 20), (8, 14)] and told["default"] == "static"
+    assert coverage_of(stored[:1], SCHEMES["half"][Component.UNET])["default"] == "half"
+
+
+def test_only_what_draws_can_be_computed_in_sixteen_bits() -> None:
+    chosen = plan("int4,half")
+    assert {component for component, scheme in chosen.items() if scheme.name == "half"} == set(DRAWING)
+    assert chosen == {**plan("int4"), **{component: plan("half")[component] for component in DRAWING}}
+    with pytest.raises(ConfigError, match="`half` is for unet, vae_decoder; `language_model` cannot"):
+        plan("int8,llm=half")
