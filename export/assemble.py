@@ -86,9 +86,9 @@ def export_checkpoint(
     schemes = plan(scheme)
     record = read_checkpoint(checkpoint)
     describe(checkpoint, record)  # what is unfinished is told before anything is traced
+    sweep(out)  # first: it may bring a bundle back that nobody asked to replace
     if out.exists() and not force:
         raise OutputError(f"`{out}` exists", hint="choose another place with `--out`, or pass `--force`")
-    sweep(out)
     check_space(out, checkpoint)
     work = out.with_name(f".{out.name}.partial-{os.getpid()}")
     bundle, wide = work / "bundle", work / "fp32"
@@ -119,7 +119,8 @@ def export_checkpoint(
 def sweep(out: Path) -> None:
     """Clear away what killed exports to `out` left; a bundle that one was replacing gets its name back."""
     for work in sorted(out.parent.glob(f".{out.name}.partial-*")):
-        if _runs(int(work.name.rpartition("-")[2])):
+        pid = work.name.rpartition("-")[2]
+        if not pid.isdigit() or _runs(int(pid)):
             continue
         _restore(work, out)
         shutil.rmtree(work, ignore_errors=True)

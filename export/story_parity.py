@@ -29,13 +29,13 @@ Array = NDArray[Any]
 Drawn = Mapping[str, Array]  # image_states (n, tokens, hidden), latents (m, C, h, w), pictures (m, H, W, 3)
 
 
-def draw_compared(bundle: Path, stories: Sequence[Mapping[str, Any]]) -> Drawn:
-    """What the bundle makes of the first stories."""
+def draw_compared(bundle: Path, stories: Sequence[Mapping[str, Any]], count: int = COMPARED) -> Drawn:
+    """What the bundle makes of the first `count` stories."""
     listener = Listener(open_backend("cpu", threads=1))
     pipeline = StoryPipeline(Bundle.open(bundle, verify=False), listener)
     pictures = [
         frame.image
-        for index, story in enumerate(stories[:COMPARED])
+        for index, story in enumerate(stories[:count])
         for frame in pipeline.draw(
             Story(tuple(Caption(text) for text in story["captions"][:FRAMES])),
             seed=int(story.get("seed", index)),

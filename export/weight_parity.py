@@ -18,8 +18,8 @@ from storyv_lite.export.rounding import widen_blocks
 from storyv_lite.export.verify import Failure, compare
 
 Array = NDArray[Any]
-# Smallest signal-to-noise ratio of a layer's weights, in decibels, by bits: rounding to the nearest leaves
-# 18, 33 (with the reduced range) and 70; GPTQ some decibels less.
+# Smallest signal-to-noise ratio of a layer's weights, in decibels, by bits. The default model's reach 18.9 and
+# more in 4 bits (rounded by GPTQ) and 27.6 and more in 8 (the decoder's, with the reduced range).
 LIMITS = {4: 8.0, 8: 22.0, 16: 50.0, 32: 100.0}
 
 
@@ -45,8 +45,9 @@ def check_weights(component: str, packed: onnx.ModelProto, wide: onnx.ModelProto
             failures.append(Failure(component, "nan", 0.0, 0.0))
         elif value.shape != right.shape:
             failures.append(Failure(component, f"weights of another shape {metric}", 0.0, 0.0))
-        elif (ratio := compare(value, right).snr_db) < LIMITS[bits]:
-            failures.append(Failure(component, f"{figure} {metric}", ratio, LIMITS[bits]))
+        elif not np.array_equal(value, right):  # a layer of zeros has no ratio
+            if (ratio := compare(value, right).snr_db) < LIMITS[bits]:
+                failures.append(Failure(component, f"{figure} {metric}", ratio, LIMITS[bits]))
     return failures
 
 

@@ -25,9 +25,10 @@ from storyv_lite.bundle import Bundle
 from storyv_lite.checkpoint import checkpoint_hash, read_checkpoint, trained_frames
 from storyv_lite.cli import app
 from storyv_lite.components import Component, signature
-from storyv_lite.errors import BundleError, OutputError, ParityError
+from storyv_lite.errors import BundleError, ConfigError, OutputError, ParityError
 from storyv_lite.export.assemble import export_checkpoint, newest_checkpoint, sweep
 from storyv_lite.export.capture import load_graph, save_graph
+from storyv_lite.export.mixed import Target
 from storyv_lite.export.specs import GRAPHS, dummy_inputs
 from storyv_lite.export.story_parity import ssim
 from storyv_lite.export.verify import LIMITS, compare, failures, refuse, save_cases, verify
@@ -75,6 +76,26 @@ def test_every_component_in_four_bits_passes_the_gate_and_draws(
         pipeline = StoryPipeline.from_bundle(folder, "cpu", threads=1)
         drawn.append(np.stack([frame.image for frame in pipeline.draw(story)]))
     assert compare(drawn[1], drawn[0]).psnr_db > 15
+
+
+@pytest.mark.slow
+def test_a_mixed_bundle_stays_below_its_bytes_and_keeps_the_table_of_its_choice(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    most = Bundle.open(tiny_bundle).total_bytes // 2
+    target = Target(bytes=most)
+    bundle = Bundle.open(export_checkpoint(tiny_checkpoint, tmp_path / "mixed", "int4", target=target))
+    assert 0.85 * most < bundle.total_bytes <= most  # at this size what the manifest may take shows
+    rows = bundle.mixture["layers"]
+    assert {row["component"] for row in rows} == {"language_model", "mapper", "unet", "vae_decoder"}
+    assert len({row["bits"] for row in rows}) > 1 and bundle.mixture["predicted_mse"] > 0
+    for component in (Component.UNET, Component.MAPPER):
+        groups = bundle.variant(component).weights["groups"]
+        stored = {layer: group["bits"] for group in groups for layer in group["layers"]}
+        chosen = {row["layer"]: row["bits"] for row in rows if row["component"] == component}
+        assert chosen == {layer: stored[layer] for layer in chosen}
+    with pytest.raises(ConfigError, match="the smallest bundle has about"):
+        export_checkpoint(tiny_checkpoint, tmp_path / "small", "int4", target=Target(bytes=10_000))
 
 
 def test_an_interrupted_export_leaves_nothing_behind(tiny_checkpoint: Path, tmp_path: Path) -> None:

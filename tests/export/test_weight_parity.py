@@ -47,6 +47,13 @@ def test_weights_as_they_are_packed_pass(method: Method) -> None:
     assert not check_weights("net", quantize(network(), QuantScheme("", method)).model, network())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_of_zeros_passes(method: Method) -> None:
+    model = network()
+    change(model, "w1", np.zeros_like)
+    assert not check_weights("net", quantize(model, QuantScheme("", method)).model, model)
+
+
 @pytest.mark.parametrize("method", [Method.WEIGHT_ONLY, Method.BLOCK8, Method.BLOCK4])
 def test_a_wrong_scale_in_one_layer_is_named(method: Method) -> None:
     packed = quantize(network(), QuantScheme("", method)).model
