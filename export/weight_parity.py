@@ -58,7 +58,8 @@ def _widened(model: onnx.ModelProto, node: onnx.NodeProto) -> tuple[Array, int]:
 
     def value(name: str) -> Array:
         if name in tensors:
-            return numpy_helper.to_array(tensors[name])
+            array: Array = numpy_helper.to_array(tensors[name])
+            return array
         maker = makers[name]
         if maker.op_type == "Cast":
             widened: Array = value(maker.input[0]).astype(np.float32)
