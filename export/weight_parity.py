@@ -18,7 +18,7 @@ from storyv_lite.export.rounding import widen_blocks
 from storyv_lite.export.verify import Failure, compare
 
 Array = NDArray[Any]
-# Smallest signal-to-noise ratio of a layer's weights, in decibels, by bits. The default model's reach 18.9 and
+# Smallest signal-to-noise ratio of a layer's weights, in decibels, by bits. The default model has 18.9 and
 # more in 4 bits (rounded by GPTQ) and 27.6 and more in 8 (the decoder's, with the reduced range).
 LIMITS = {4: 8.0, 8: 22.0, 16: 50.0, 32: 100.0}
 
