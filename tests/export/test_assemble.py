@@ -211,7 +211,8 @@ def not_a_number(weights: list[onnx.TensorProto]) -> None:
 
 def nothing(weights: list[onnx.TensorProto]) -> None:
     for tensor in weights:
-        change(tensor, np.zeros_like)
+        if tensor.dims and tensor.data_type == onnx.TensorProto.FLOAT:  # shapes and constants stay
+            change(tensor, np.zeros_like)
 
 
 def change(tensor: onnx.TensorProto, make: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
