@@ -44,10 +44,16 @@ def test_a_scheme_that_cannot_become_an_engine_is_refused_at_once(scheme: str, r
     assert re.search(reason, told) and "stores it as half" in told
 
 
+def test_mixed_widths_become_no_engine() -> None:
+    told = refused(2, "--int4", "--target-bytes", "20MB", "--target", "tensorrt")
+    assert "mixed widths cannot become engines for tensorrt" in told
+
+
 def test_a_bundle_is_no_checkpoint(tiny_bundle: Path) -> None:
     told = refused(2, tiny_bundle)
     assert "is a bundle: it can get engines" in told and f"export {tiny_bundle} --target tensorrt" in told
-    refused(2, tiny_bundle, "--target", "tensorrt", "--int4")
+    for option in ("--int4", "--fp16", "--allow-degraded"):
+        refused(2, tiny_bundle, "--target", "tensorrt", option)
 
 
 @needs_rtx
