@@ -47,7 +47,7 @@ def widened(weight: Floats, size: int) -> onnx.ModelProto:
 
 def as_product(accuracy_level: int) -> Callable[[Floats, int], onnx.ModelProto]:
     scheme = QuantScheme("int4", Method.BLOCK4, accuracy_level=accuracy_level)
-    return lambda weight, size: quantize(convolution(weight, size), scheme)
+    return lambda weight, size: quantize(convolution(weight, size), scheme).model
 
 
 WAYS: dict[str, Callable[[Floats, int], onnx.ModelProto]] = {

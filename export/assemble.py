@@ -4,33 +4,47 @@ Knows the order of the work and what goes into the manifest; how each step is do
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from storyv_lite.bundle import Variant, part_entry
+from storyv_lite.checkpoint import WEIGHTS, describe, read_checkpoint
 from storyv_lite.components import Component, Dimensions, signature
+from storyv_lite.coverage import Stored, coverage_of
 from storyv_lite.errors import BundleError, OutputError
-from storyv_lite.export.calibrate import Calibration, Feed, activation_ranges, calibrate
+from storyv_lite.export.calibrate import Calibration, Feed, activation_ranges, calibrate, input_moments
 from storyv_lite.export.capture import DATA, GRAPH, capture, load_graph, quiet, save_graph
+from storyv_lite.export.halve import halve
+from storyv_lite.export.layers import moment_tensors, static_tensors
 from storyv_lite.export.manifest import finish
-from storyv_lite.export.quantize import assert_cannot_saturate, quantize, static_tensors
+from storyv_lite.export.mixed import Target, mix
+from storyv_lite.export.quantize import assert_cannot_saturate, quantize
 from storyv_lite.export.simplify import shorten
-from storyv_lite.export.specs import GRAPHS, build, token_table
-from storyv_lite.export.verify import CASES, save_cases, verify
-from storyv_lite.modeling.checkpoints import read_checkpoint
-from storyv_lite.quantization import QuantScheme, plan
+from storyv_lite.export.specs import GRAPHS
+from storyv_lite.export.story_parity import verify_stories
+from storyv_lite.export.verify import CASES, Failure, failures, refuse, save_cases, verify
+from storyv_lite.export.weight_parity import check_weights
+from storyv_lite.memory import format_bytes
+from storyv_lite.modeling.components import build
+from storyv_lite.modeling.loading import token_table
+from storyv_lite.quantization import FP16, Method, QuantScheme, plan
 
 TABLE = "weight.npy"
+OLD = "old"  # of a bundle that is being replaced
+MANIFEST_GROWTH = 60_000  # bytes that coverage and the choice of widths take
 VERIFIED_CASES = 8  # per component; evenly taken from the calibration
 _NEWEST_HINT = "train one with `storyv-lite train`, or name its folder: `storyv-lite export CHECKPOINT`"
-_NEEDED = ("dimensions", "sampler", "merge_step", "first_frame", "train_config")
 
 Progress = Callable[[str], None]
 
@@ -57,22 +71,25 @@ def export_checkpoint(
     out: Path,
     scheme: str = "int8",
     force: bool = False,
+    allow_degraded: bool = False,
+    target: Target | None = None,
     progress: Progress = lambda message: None,
+    complete: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Write the bundle of `checkpoint` to the folder `out` and return it.
 
-    Nothing appears under `out` before every component has passed the parity gate. Raises `OutputError` when
+    Nothing appears under `out` before every component and whole stories have passed the parity gate;
+    `allow_degraded` lets them fail and says so in the manifest. Raises `OutputError` when
     `out` is taken (unless `force`), `BundleError` for a faulty checkpoint, `ParityError` at the gate.
+    `complete` is called with the folder of the finished bundle before that gets its name.
     """
     schemes = plan(scheme)
     record = read_checkpoint(checkpoint)
-    if missing := [name for name in _NEEDED if name not in record]:
-        raise BundleError(
-            f"`{checkpoint / 'checkpoint.json'}` lacks `{missing[0]}`",
-            hint="finish it with `storyv-lite train`",
-        )
+    describe(checkpoint, record)  # what is unfinished is told before anything is traced
+    sweep(out)  # first: it may bring a bundle back that nobody asked to replace
     if out.exists() and not force:
         raise OutputError(f"`{out}` exists", hint="choose another place with `--out`, or pass `--force`")
+    check_space(out, checkpoint)
     work = out.with_name(f".{out.name}.partial-{os.getpid()}")
     bundle, wide = work / "bundle", work / "fp32"
     try:
@@ -80,19 +97,72 @@ def export_checkpoint(
     except OSError as fault:
         raise OutputError(f"`{work}` cannot be made: {fault}") from fault
     try:
-        _write_wide(checkpoint, record, wide, progress)
-        calibration = calibrate(wide, _stories(checkpoint), progress)
-        _write_bundle(checkpoint, record, schemes, wide, calibration, bundle, out.name, progress)
-        if out.exists():
-            shutil.rmtree(out)
+        export_wide(checkpoint, wide, progress)
+        calibration = calibrate(wide, read_stories(checkpoint), progress)
+        more: dict[str, Any] = {}
+        if target is not None:
+            other, stories = _other_bytes(wide), read_stories(checkpoint)
+            mixture = mix(wide, calibration, stories, schemes, target, other, progress)
+            schemes, more = mixture.schemes, {"mixture": mixture.record}
+        write = (checkpoint, record, schemes, wide, calibration, bundle, out.name, allow_degraded, more)
+        _write_bundle(*write, progress)
+        complete(bundle)
+        if out.exists():  # never half of the old one under its name: moved away whole, then removed
+            out.rename(work / OLD)
         bundle.rename(out)
     finally:
+        _restore(work, out)
         shutil.rmtree(work, ignore_errors=True)
     return out
 
 
-def _write_wide(checkpoint: Path, record: Mapping[str, Any], wide: Path, progress: Progress) -> None:
+def sweep(out: Path) -> None:
+    """Clear away what killed exports to `out` left; a bundle that one was replacing gets its name back."""
+    for work in sorted(out.parent.glob(f".{out.name}.partial-*")):
+        pid = work.name.rpartition("-")[2]
+        if not pid.isdigit() or _runs(int(pid)):
+            continue
+        _restore(work, out)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_space(out: Path, checkpoint: Path) -> None:
+    """Raise `OutputError` when the disk of `out` cannot hold the float32 graphs and a bundle as large."""
+    place = next(folder for folder in out.absolute().parents if folder.exists())
+    parameters = 0
+    for file in checkpoint.glob(f"*/{WEIGHTS}"):
+        # a damaged file is told when it is loaded
+        with suppress(SafetensorError, OSError), safe_open(file, framework="numpy") as tensors:
+            parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+    needed, free = 2 * 4 * parameters, shutil.disk_usage(place).free
+    if free < needed:
+        raise OutputError(
+            f"`{place}` has {format_bytes(free)} free; export needs about {format_bytes(needed)}",
+            hint="choose another place with `--out`",
+        )
+
+
+def _runs(pid: int) -> bool:
+    if os.name == "nt":  # where asking would stop the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _restore(work: Path, out: Path) -> None:
+    """Give a bundle that was moved away its name back, unless another has it."""
+    if (work / OLD).exists() and not out.exists():
+        (work / OLD).rename(out)
+
+
+def export_wide(checkpoint: Path, wide: Path, progress: Progress = lambda message: None) -> None:
     """A whole bundle in float32: what calibration draws with and quantization starts from."""
+    record = read_checkpoint(checkpoint)
     dims = Dimensions(**record["dimensions"])
     components: dict[Component, tuple[Variant, ...]] = {}
     for component in GRAPHS:
@@ -111,27 +181,52 @@ def _write_bundle(
     calibration: Calibration,
     bundle: Path,
     name: str,
+    allow_degraded: bool,
+    more: Mapping[str, Any],
     progress: Progress,
 ) -> None:
     dims = Dimensions(**record["dimensions"])
+    weights: dict[Component, dict[str, Any]] = {}
+    found: list[Failure] = []
     for component in GRAPHS:
         progress(f"quantize {component} as {schemes[component].name}")
-        feeds, model = calibration[component], load_graph(wide / component)
-        ranges = activation_ranges(model, static_tensors(model, schemes[component]), feeds)
-        quantized = quantize(model, schemes[component], ranges)
-        assert_cannot_saturate(quantized)
-        save_graph(shorten(quantized), bundle / component)
+        feeds, scheme = calibration[component], schemes[component]
+        model = load_graph(wide / component)
+        ranges = activation_ranges(model, static_tensors(model, scheme), feeds)
+        moments = input_moments(model, moment_tensors(model, scheme), feeds)
+        quantized = quantize(model, scheme, ranges, moments)
+        assert_cannot_saturate(quantized.model)
+        packed = halve(quantized.model) if scheme.half else quantized.model
+        save_graph(shorten(packed), bundle / component)
+        found += check_weights(component, load_graph(bundle / component), load_graph(wide / component))
+        weights[component] = coverage_of(quantized.stored, scheme)
         module = _module(component, checkpoint, dims)
         save_cases(bundle / component, _references(module, component, dims, feeds))
     progress("verify every component")
     names = {str(component): schemes[component].name for component in GRAPHS}
-    parity = verify({component: bundle / component for component in names}, names)
+    parity = verify({component: bundle / component for component in names})
+    refuse([] if allow_degraded else [*found, *failures(parity, names, {})])  # before stories are drawn
     components: dict[Component, tuple[Variant, ...]] = {}
     for component in GRAPHS:
         (bundle / component / CASES).unlink()
-        components[component] = (_variant(bundle, component, names[component], parity[component]),)
+        figures = {name: value for name, value in parity[component].items() if not math.isnan(value)}
+        variant = _variant(bundle, component, names[component], figures, weights[component])
+        components[component] = (variant,)
     components[Component.TOKEN_EMBEDDING] = (_write_table(checkpoint, bundle),)
     finish(checkpoint, record, bundle, name, components)
+    progress("verify stories")
+    story = verify_stories(bundle, wide, read_stories(checkpoint))
+    found += failures(parity, names, story)
+    refuse([] if allow_degraded else found)
+    gate = {"parity": story, "degraded": [asdict(failure) for failure in found]}
+    finish(checkpoint, record, bundle, name, components, {**gate, **more})
+
+
+def _other_bytes(wide: Path) -> int:
+    """What a bundle holds beside graphs; its manifest, which will be longer, is allowed for."""
+    graphs = {wide / component for component in GRAPHS}
+    others = (file for file in wide.rglob("*") if file.is_file() and file.parent not in graphs)
+    return sum(file.stat().st_size for file in others) + MANIFEST_GROWTH
 
 
 def _module(component: Component, checkpoint: Path, dims: Dimensions) -> nn.Module:
@@ -156,18 +251,28 @@ def _references(
 
 def _write_table(checkpoint: Path, folder: Path) -> Variant:
     target = folder / Component.TOKEN_EMBEDDING / TABLE
-    target.parent.mkdir(parents=True)
-    np.save(target, token_table(checkpoint).numpy().astype(np.float16), allow_pickle=False)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    table = token_table(checkpoint / "language_model").float().numpy().astype(np.float16)
+    np.save(target, table, allow_pickle=False)
     part = part_entry(folder, f"{Component.TOKEN_EMBEDDING}/{TABLE}")
-    return Variant("fp16", "table", (part,), {})
+    stored = Stored(TABLE, Method.HALF, table.size, table.nbytes)
+    return Variant("fp16", "table", (part,), {}, coverage_of([stored], FP16))
 
 
-def _variant(folder: Path, component: Component, scheme: str, parity: Mapping[str, Any]) -> Variant:
+def _variant(
+    folder: Path,
+    component: Component,
+    scheme: str,
+    parity: Mapping[str, Any],
+    weights: Mapping[str, Any] | None = None,
+) -> Variant:
     data = f"{component}/{DATA}" if (folder / component / DATA).is_file() else None
-    return Variant(scheme, "onnx", (part_entry(folder, f"{component}/{GRAPH}", data),), parity)
+    part = part_entry(folder, f"{component}/{GRAPH}", data)
+    return Variant(scheme, "onnx", (part,), parity, weights or {})
 
 
-def _stories(checkpoint: Path) -> list[dict[str, Any]]:
+def read_stories(checkpoint: Path) -> list[dict[str, Any]]:
+    """What training left to calibrate with. Raises `BundleError` when the file is missing."""
     file = checkpoint / "calibration.jsonl"
     if not file.is_file():
         raise BundleError(f"`{file}` is missing; export draws its stories", hint="storyv-lite train")

@@ -4,7 +4,7 @@ Knows how to listen to a run and how to choose the range of an activation; drawi
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component
 from storyv_lite.errors import BundleError
+from storyv_lite.export.rounding import second_moments
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Backend, CacheStorage, LanguageSession, Session, Tensors
 from storyv_lite.runtime.pipeline import StoryPipeline
@@ -61,7 +62,7 @@ class Listener:
         self._lot = random.Random(0)
         self._backend = backend
         self.name, self.device, self.provider = backend.name, backend.device, backend.provider
-        self.reason, self.threads = backend.reason, backend.threads
+        self.precision, self.reason, self.threads = backend.precision, backend.reason, backend.threads
 
     def open(self, bundle: Bundle, component: Component) -> "_Heard":
         return _Heard(self._backend.open(bundle, component), component, self)
@@ -117,8 +118,31 @@ def activation_ranges(
     model: onnx.ModelProto, tensors: Sequence[str], feeds: Sequence[Feed]
 ) -> dict[str, tuple[float, float]]:
     """The range of each tensor in which 8 bits lose least, over all feeds; empty for no tensors."""
+    samples: dict[str, list[NDArray[Any]]] = {name: [] for name in tensors}
+    for seen in inner_tensors(model, tensors, feeds):
+        for name in tensors:
+            values = seen[name].ravel()
+            kept = values[:: max(1, values.size // KEPT_VALUES)]
+            samples[name].append(np.concatenate([kept, [values.min(), values.max()]]))
+    return {name: choose_range(np.concatenate(parts)) for name, parts in samples.items()}
+
+
+def input_moments(
+    model: onnx.ModelProto, tensors: Sequence[str], feeds: Sequence[Feed]
+) -> dict[str, NDArray[np.float64]]:
+    """Second moments (K, K) of each tensor (..., K) over all feeds; empty for no tensors."""
+    moments: dict[str, NDArray[np.float64]] = {}
+    for seen in inner_tensors(model, tensors, feeds):
+        for name in tensors:
+            rows = seen[name].reshape(-1, seen[name].shape[-1])
+            moments[name] = moments.get(name, 0) + second_moments(rows)
+    return moments
+
+
+def inner_tensors(model: onnx.ModelProto, tensors: Sequence[str], feeds: Sequence[Feed]) -> Iterator[Feed]:
+    """For each feed the values of `tensors` in the graph; nothing for no tensors."""
     if not tensors:
-        return {}
+        return
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     taken = {value.name for value in probe.graph.input}
@@ -130,14 +154,14 @@ def activation_ranges(
     session = onnxruntime.InferenceSession(
         probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    samples: dict[str, list[NDArray[Any]]] = {name: [] for name in tensors}
     for feed in feeds:
-        seen = {**feed, **dict(zip(inner, session.run(inner, dict(feed)), strict=True))}
-        for name in tensors:
-            values = seen[name].ravel()
-            kept = values[:: max(1, values.size // KEPT_VALUES)]
-            samples[name].append(np.concatenate([kept, [values.min(), values.max()]]))
-    return {name: choose_range(np.concatenate(parts)) for name, parts in samples.items()}
+        yield {**feed, **dict(zip(inner, session.run(inner, dict(feed)) if inner else [], strict=True))}
+
+
+def run_graph(model: onnx.ModelProto, feeds: Sequence[Feed]) -> list[NDArray[Any]]:
+    """The first output of the graph for each feed."""
+    name = model.graph.output[0].name
+    return [seen[name] for seen in inner_tensors(model, [name], feeds)]
 
 
 def choose_range(values: NDArray[Any]) -> tuple[float, float]:

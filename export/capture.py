@@ -23,7 +23,8 @@ from storyv_lite.components import Component, Dimensions, Signature, TensorSpec,
 from storyv_lite.errors import ParityError
 from storyv_lite.export.graphs import OPSET, llama_graph
 from storyv_lite.export.simplify import simplify
-from storyv_lite.export.specs import LanguageModel, dummy_inputs
+from storyv_lite.export.specs import dummy_inputs
+from storyv_lite.modeling.components import LanguageModel
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"
 EXTERNAL_FROM = 1024  # bytes; smaller tensors stay in the graph, where shape inference reads them

@@ -5,6 +5,7 @@ convolutions and products, MatMulNBits for blocks), not which layer gets which m
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,35 +13,45 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from storyv_lite.coverage import REST, Stored
 from storyv_lite.errors import ParityError
-from storyv_lite.export.products import Patches, as_matrix, is_product
-from storyv_lite.quantization import BLOCK_SIZE, REDUCED_RANGE, Method, QuantScheme
+from storyv_lite.export.layers import (
+    BLOCKS,
+    LAYERS,
+    PRODUCTS,
+    attribute,
+    choose_method,
+    is_layer,
+    output_axis,
+)
+from storyv_lite.export.products import Patches, as_matrix
+from storyv_lite.export.rounding import activation_scale, blocks, per_channel, symmetric_scale
+from storyv_lite.quantization import BLOCK_SIZE, REDUCED_RANGE, STORAGE, Method, QuantScheme, Rounding
 
 Array = NDArray[Any]
 Ranges = Mapping[str, tuple[float, float]]  # tensor name to smallest and largest value
 
-LAYERS = ("Conv", "MatMul", "Gemm", "Gather")
-SMALLEST = 2048  # weights; smaller tensors are not worth a scale
+
+@dataclass(frozen=True)
+class Quantized:
+    """A graph with packed weights, and what was done to each of them."""
+
+    model: onnx.ModelProto
+    stored: tuple[Stored, ...]
 
 
-def quantize(model: onnx.ModelProto, scheme: QuantScheme, ranges: Ranges | None = None) -> onnx.ModelProto:
+def quantize(
+    model: onnx.ModelProto,
+    scheme: QuantScheme,
+    ranges: Ranges | None = None,
+    moments: Mapping[str, Array] | None = None,
+) -> Quantized:
     """A copy of `model` with every layer stored as `scheme` says.
 
-    `ranges` are needed for the tensors that `static_tensors` names. Raises KeyError when one is missing.
+    `ranges` are needed for the tensors that `static_tensors` names, `moments` for those of `moment_tensors`.
+    Raises KeyError when one is missing.
     """
-    return _Quantizer(model, scheme, ranges or {}).run()
-
-
-def static_tensors(model: onnx.ModelProto, scheme: QuantScheme) -> list[str]:
-    """The activations whose ranges `quantize` needs: inputs of static layers, and outputs of convolutions."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    names: dict[str, None] = {}
-    for node in model.graph.node:
-        if _is_layer(node, weights) and _method(node, scheme) is Method.STATIC:
-            names[node.input[0]] = None
-            if node.op_type == "Conv":
-                names[node.output[0]] = None
-    return list(names)
+    return _Quantizer(model, scheme, ranges or {}, moments or {}).run()
 
 
 def assert_cannot_saturate(model: onnx.ModelProto) -> int:
@@ -66,56 +77,25 @@ def assert_cannot_saturate(model: onnx.ModelProto) -> int:
     return seen
 
 
-def per_channel(weight: Array, axis: int, low: int, high: int) -> tuple[Array, Array]:
-    """Symmetric 8-bit weights and one float32 scale per index of `axis`."""
-    others = tuple(a for a in range(weight.ndim) if a != axis)
-    largest = np.abs(weight).max(axis=others)
-    scale = np.where(largest > 0, largest / min(-low, high), 1.0).astype(np.float32)
-    shape = [1] * weight.ndim
-    shape[axis] = -1
-    return np.clip(np.rint(weight / scale.reshape(shape)), low, high).astype(np.int8), scale
-
-
-def activation_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
-    """Scale and zero point of unsigned 8-bit values that hold [low, high] and exactly zero."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32(max((high - low) / 255.0, 1e-8))
-    return scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255))
-
-
-def blocks(weight: Array, bits: int) -> tuple[Array, Array]:
-    """Pack a product's weight (K, N) for MatMulNBits: bytes (N, K/32, 32 * bits / 8) and scales (N, K/32).
-
-    Symmetric around the middle of the unsigned range; each block's largest weight is met exactly.
-    """
-    rows = np.ascontiguousarray(weight.T, dtype=np.float32)  # (N, K)
-    rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK_SIZE)))
-    grouped = rows.reshape(rows.shape[0], -1, BLOCK_SIZE)
-    middle = 1 << (bits - 1)
-    index = np.abs(grouped).argmax(axis=2, keepdims=True)
-    extreme = np.take_along_axis(grouped, index, axis=2)
-    scales = np.where(extreme == 0, 1.0, extreme / -middle).astype(np.float32)
-    packed = np.clip(np.rint(grouped / scales) + middle, 0, 2 * middle - 1).astype(np.uint8)
-    if bits == 4:
-        packed = packed[..., 0::2] | (packed[..., 1::2] << 4)
-    return packed, scales[..., 0]
-
-
 class _Quantizer:
     """One pass over a graph's nodes; holds what several layers share."""
 
-    def __init__(self, model: onnx.ModelProto, scheme: QuantScheme, ranges: Ranges) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, scheme: QuantScheme, ranges: Ranges, moments: Mapping[str, Array]
+    ) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
-        self.scheme, self.ranges = scheme, ranges
+        self.scheme, self.ranges, self.moments = scheme, ranges, moments
         self.weights = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self.added: dict[str, onnx.TensorProto] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.made: set[str] = set()
+        self.stored: list[Stored] = []
+        self.layer_weights: set[str] = set()
 
-    def run(self) -> onnx.ModelProto:
+    def run(self) -> Quantized:
         for node in self.model.graph.node:
-            self.layer(node) if _is_layer(node, self.weights) else self.nodes.append(node)
+            self.layer(node) if is_layer(node, self.weights) else self.nodes.append(node)
         graph = self.model.graph
         used = {name for node in self.nodes for name in node.input}
         kept = [tensor for tensor in graph.initializer if tensor.name in used]
@@ -125,22 +105,37 @@ class _Quantizer:
         domains = {node.domain for node in self.nodes} - {opset.domain for opset in self.model.opset_import}
         if "com.microsoft" in domains:
             self.model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-        return self.model
+        rest = [tensor for tensor in kept if tensor.name not in self.layer_weights]
+        floats = [tensor for tensor in rest if tensor.data_type == onnx.TensorProto.FLOAT]
+        count = sum(int(np.prod(tensor.dims)) for tensor in floats)
+        self.stored.append(Stored(REST, Method.WIDE, count, sum(map(_bytes, rest)), "no weight of a layer"))
+        return Quantized(self.model, tuple(self.stored))
 
     def layer(self, node: onnx.NodeProto) -> None:
-        method, at = _method(node, self.scheme), 0 if node.op_type == "Gather" else 1
-        weight = numpy_helper.to_array(self.weights[node.input[at]])
-        if method is Method.WIDE or weight.size < SMALLEST:
+        at = 0 if node.op_type == "Gather" else 1
+        name = node.input[at]
+        weight = numpy_helper.to_array(self.weights[name])
+        method, reason = choose_method(node, weight, self.scheme)
+        before, rounding = set(self.added), Rounding.NEAREST
+        if method is Method.WIDE:
             self.nodes.append(node)
-        elif method in (Method.BLOCK4, Method.BLOCK8):
-            self.block(node, weight, 4 if method is Method.BLOCK4 else 8)
+        elif method in BLOCKS:
+            rounding = self.block(node, weight, STORAGE[method].bits)
         elif method is Method.STATIC:
             self.static(node, weight)
         else:
-            node.input[at] = self.dequantized(node.input[at], weight, _axis(node), -127, 127)[0]
+            narrow = self.halved if method is Method.HALF else self.dequantized
+            node.input[at] = narrow(name, weight, output_axis(node))[0]
             self.nodes.append(node)
+        count, size = weight.size, sum(_bytes(self.added[added]) for added in self.added.keys() - before)
+        if name in self.layer_weights:  # shared with a layer that counted it
+            count = 0
+        elif method is Method.WIDE:
+            size = weight.nbytes
+        self.layer_weights.add(name)
+        self.stored.append(Stored(node.name, method, count, size, reason, rounding))
 
-    def block(self, node: onnx.NodeProto, weight: Array, bits: int) -> None:
+    def block(self, node: onnx.NodeProto, weight: Array, bits: int) -> Rounding:
         source, output = node.input[0], node.output[0]
         if node.op_type == "Conv":
             patches = Patches(node, weight.shape[2:])
@@ -148,11 +143,15 @@ class _Quantizer:
             for name, value in patches.constants.items():
                 self.add(name, value)
             source, output, weight = patches.rows, f"{output}.product", as_matrix(weight)
-        elif node.op_type == "Gemm" and _attribute(node, "transB", 0):
+        elif node.op_type == "Gemm" and attribute(node, "transB", 0):
             weight = weight.T
-        packed, scales = blocks(weight, bits)
+        gptq = self.scheme.rounding is Rounding.GPTQ and node.op_type in PRODUCTS
         name = node.input[1]
-        inputs = [source, self.add(f"{name}.q{bits}", packed), self.add(f"{name}.scales", scales)]
+        if f"{name}.scales" not in self.made:
+            packed, scales = blocks(weight, bits, self.moments[source] if gptq else None)
+            self.add(f"{name}.q{bits}", packed)
+            self.widened(f"{name}.scales", scales)
+        inputs = [source, f"{name}.q{bits}", f"{name}.scales"]
         bias = node.input[2] if len(node.input) > 2 else ""
         self.nodes.append(
             helper.make_node(
@@ -170,11 +169,25 @@ class _Quantizer:
         )
         if node.op_type == "Conv":
             self.nodes.append(patches.after(output))
+        return Rounding.GPTQ if gptq else Rounding.NEAREST
+
+    def halved(self, name: str, weight: Array, axis: int) -> tuple[str, None]:
+        """The name of a weight stored as 16-bit floats, widened once when a session starts."""
+        if f"{name}.wide" not in self.made:
+            self.widened(f"{name}.wide", weight.astype(np.float16))
+        return f"{name}.wide", None
+
+    def widened(self, name: str, half: Array) -> None:
+        """16-bit floats under `name` in 32 bits. ONNX Runtime folds the Cast when a session starts."""
+        self.make("Cast", [self.add(f"{name}.f16", half)], name, to=onnx.TensorProto.FLOAT)
 
     def static(self, node: onnx.NodeProto, weight: Array) -> None:
         source, name = node.input[0], node.input[1]
         node.input[0], scale = self.rounded(source)
-        node.input[1], scales = self.dequantized(name, weight, _axis(node), *REDUCED_RANGE)
+        node.input[1], scales = self.dequantized(name, weight, output_axis(node), *REDUCED_RANGE)
+        if self.scheme.symmetric:  # a GPU's kernels add a wide bias and answer wide
+            self.nodes.append(node)
+            return
         if len(node.input) > 2 and node.input[2]:
             # The kernel adds the bias to its 32-bit sums, so it takes the scale of the products.
             bias = numpy_helper.to_array(self.weights[node.input[2]])
@@ -193,18 +206,21 @@ class _Quantizer:
 
     def rounded(self, tensor: str) -> tuple[str, np.float32]:
         """The name of `tensor` after a round trip through 8 bits, and its scale."""
-        scale, zero = activation_scale(*self.ranges[tensor])
+        find = symmetric_scale if self.scheme.symmetric else activation_scale
+        scale, zero = find(*self.ranges[tensor])
         name = f"{tensor}.rounded"
         if name not in self.made:
             self.pair(tensor, name, scale, zero)
         return name, scale
 
-    def pair(self, source: str, target: str, scale: np.float32, zero: np.uint8) -> None:
+    def pair(self, source: str, target: str, scale: np.float32, zero: np.uint8 | np.int8) -> None:
         names = [self.add(f"{target}.scale", np.array(scale)), self.add(f"{target}.zero", np.array(zero))]
         self.make("QuantizeLinear", [source, *names], f"{target}.u8")
         self.make("DequantizeLinear", [f"{target}.u8", *names], target)
 
-    def dequantized(self, name: str, weight: Array, axis: int, low: int, high: int) -> tuple[str, Array]:
+    def dequantized(
+        self, name: str, weight: Array, axis: int, low: int = -127, high: int = 127
+    ) -> tuple[str, Array]:
         """The name of `weight` widened from 8 bits, and its scales; layers with one weight share it here."""
         packed, scales = per_channel(weight, axis, low, high)
         stem = f"{name}.{-low}"
@@ -223,39 +239,8 @@ class _Quantizer:
         return name
 
 
-def _is_layer(node: onnx.NodeProto, weights: Mapping[str, Any] | set[str]) -> bool:
-    """A node of `LAYERS` whose weight is a constant: attention's products of activations are none."""
-    if node.op_type == "Gather":
-        return node.input[0] in weights and not _attribute(node, "axis", 0)
-    return node.op_type in LAYERS and node.input[1] in weights
-
-
-def _method(node: onnx.NodeProto, scheme: QuantScheme) -> Method:
-    method = scheme.method(node.name)
-    if node.op_type == "Gather" and method is not Method.WIDE:
-        return Method.WEIGHT_ONLY
-    if method in (Method.BLOCK4, Method.BLOCK8) and not _is_blockwise(node):
-        return Method.WEIGHT_ONLY
-    return method
-
-
-def _is_blockwise(node: onnx.NodeProto) -> bool:
-    """Whether MatMulNBits can do what this layer does."""
-    if node.op_type == "Gemm":
-        factors = [a.f for a in node.attribute if a.name in ("alpha", "beta")]
-        return not _attribute(node, "transA", 0) and all(factor == 1.0 for factor in factors)
-    return node.op_type == "MatMul" or is_product(node)
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    """The axis of a layer's weight that counts its outputs."""
-    if node.op_type == "MatMul":
-        return 1
-    return 1 if node.op_type == "Gemm" and not _attribute(node, "transB", 0) else 0
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+def _bytes(tensor: onnx.TensorProto) -> int:
+    return int(numpy_helper.to_array(tensor).nbytes)
 
 
 def _slug(name: str) -> str:

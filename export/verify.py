@@ -24,9 +24,46 @@ from storyv_lite.errors import ParityError
 Array = NDArray[Any]
 CASES = "cases.npz"  # inputs `I/in/NAME` and what the module answered, `I/out/NAME`, case by case
 
-# Smallest signal-to-noise ratio, in decibels, of a component stored by each scheme: well below what trained
-# weights reach, so that a broken layer is caught and a seed is not.
-MIN_SNR = {"fp32": 80.0, "int8-weights": 25.0, "int8": 15.0, "int4-block32": 10.0}
+
+@dataclass(frozen=True)
+class Limits:
+    """The least that is let pass: of one component, and of stories drawn with components stored so."""
+
+    snr_db: float
+    image_states_cosine: float
+    latent_cosine: float
+    psnr_db: float
+
+
+# Well below what trained weights reach, so that a broken layer is caught and a seed is not.
+LIMITS: Mapping[str, Limits] = {
+    "fp32": Limits(80.0, 0.9999, 0.999, 40.0),
+    "fp16": Limits(50.0, 0.999, 0.99, 30.0),
+    "half": Limits(40.0, 0.999, 0.99, 30.0),
+    "int8-weights": Limits(32.0, 0.98, 0.9, 18.0),
+    "int8": Limits(15.0, 0.97, 0.8, 15.0),
+    "int8-symmetric": Limits(15.0, 0.97, 0.8, 15.0),
+    "int4-block32": Limits(10.0, 0.95, 0.8, 13.0),
+    "mixed": Limits(10.0, 0.95, 0.8, 13.0),
+}
+STORY = "story"  # what failures of whole stories are counted under
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One figure beyond its limit."""
+
+    component: str
+    metric: str
+    value: float
+    limit: float
+
+    def __str__(self) -> str:
+        if self.metric == "nan":
+            return f"`{self.component}` answers with NaN, which is no number"
+        if self.metric == "spread":
+            return f"`{self.component}` answers with one constant"
+        return f"`{self.component}` has {self.metric} {self.value:.4g}; {self.limit:.4g} is needed"
 
 
 @dataclass(frozen=True)
@@ -37,6 +74,7 @@ class Parity:
     cosine: float  # between answer and reference, all values in a row
     max_abs_error: float
     psnr_db: float  # against the range of the reference, as pictures are compared
+    spread: float  # between the largest and the smallest number of the answer
     cases: int
 
 
@@ -51,30 +89,59 @@ def save_cases(folder: Path, cases: list[tuple[Mapping[str, Array], Mapping[str,
     np.savez(folder / CASES, **arrays)  # type: ignore[arg-type]  # takes them for its own options
 
 
-def verify(folders: Mapping[str, Path], schemes: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Measure every component in one child process and hold it to its scheme's limit.
+def verify(folders: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+    """Measure every component in one child process; the figures of each.
 
-    `folders` maps a component to the folder of its graph and cases, `schemes` to its scheme's name. Returns
-    the figures for the manifest. Raises `ParityError` naming component, metric, value and limit.
+    `folders` maps a component to the folder of its graph and cases. Raises `ParityError` when a graph does
+    not run or answers in another shape.
     """
+    measured: dict[str, dict[str, float]]
+    measured = run_child(__name__, [f"{name}={path}" for name, path in folders.items()])
+    return measured
+
+
+def run_child(module: str, arguments: list[str], given: str = "") -> Any:
+    """What `python -m module` answers as the JSON in its last line. Raises `ParityError` when it fails."""
     import storyv_lite
 
     root = str(Path(storyv_lite.__file__).parents[1])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", __name__, *(f"{name}={path}" for name, path in folders.items())]
-    child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    command = [sys.executable, "-m", module, *arguments]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    child = subprocess.run(command, capture_output=True, text=True, env=environment, input=given)
     if child.returncode != 0:
         last = (child.stderr.strip() or "no message").splitlines()[-1]
         raise ParityError(f"an exported graph does not run: {last}")
-    measured: dict[str, dict[str, float]] = json.loads(child.stdout.splitlines()[-1])
-    for name, figures in measured.items():
-        limit = MIN_SNR[schemes[name]]
-        if not figures["snr_db"] >= limit:  # also when it is no number
-            raise ParityError(
-                f"`{name}` ({schemes[name]}) has snr_db {figures['snr_db']:.1f}; {limit:.1f} is needed",
-                hint="export it with a wider scheme, such as `storyv-lite export --fp32`",
-            )
-    return measured
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def failures(
+    components: Mapping[str, Mapping[str, float]], schemes: Mapping[str, str], story: Mapping[str, float]
+) -> list[Failure]:
+    """Every figure beyond the limit of its scheme; a story is held to the loosest of its components'."""
+    found = []
+    for name, figures in components.items():
+        if math.isnan(figures["snr_db"]):
+            found.append(Failure(name, "nan", 0.0, 0.0))
+        elif figures["spread"] == 0:
+            found.append(Failure(name, "spread", 0.0, 0.0))
+        elif figures["snr_db"] < (limit := LIMITS[schemes[name]].snr_db):
+            found.append(Failure(name, "snr_db", figures["snr_db"], limit))
+    used = [LIMITS[scheme] for scheme in schemes.values()]
+    for metric in ("image_states_cosine", "latent_cosine", "psnr_db"):
+        limit = min(getattr(limits, metric) for limits in used)
+        if metric in story and story[metric] < limit:
+            found.append(Failure(STORY, metric, story[metric], limit))
+    return found
+
+
+def refuse(found: list[Failure]) -> None:
+    """Raise `ParityError` naming component, metric, value and limit of every failure; nothing for none."""
+    if found:
+        raise ParityError(
+            "; ".join(map(str, found)),
+            hint="export with a wider scheme, such as `--fp16`; `--allow-degraded` writes it all the same",
+        )
 
 
 def measure(folder: Path) -> Parity:
@@ -105,6 +172,7 @@ def compare(answer: Array, reference: Array, cases: int = 1) -> Parity:
     answer, reference = answer.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
     error = answer - reference
     noise, signal = float(error @ error), float(reference @ reference)
+    spread = float(answer.max() - answer.min()) if reference.max() > reference.min() else 1.0
     span = float(reference.max() - reference.min()) or 1.0
     lengths = math.sqrt(signal * float(answer @ answer))
     return Parity(
@@ -112,6 +180,7 @@ def compare(answer: Array, reference: Array, cases: int = 1) -> Parity:
         cosine=float(answer @ reference) / lengths if lengths else float(signal == 0.0),
         max_abs_error=float(np.abs(error).max()),
         psnr_db=_decibels(span**2, noise / error.size),
+        spread=spread,
         cases=cases,
     )
 

@@ -30,7 +30,7 @@ class Journal:
     title: str  # heads sheet and page
     story: Story
     settings: Mapping[str, Any]  # those of `pipeline.Settings`
-    bundle: Mapping[str, str]  # name, sha256
+    bundle: Mapping[str, str]  # name, sha256; precision, where a checkpoint is drawn with
     made_with: Mapping[str, Any]  # what bytes may depend on beside: versions, threads, provider
     records: tuple[Record, ...] = ()  # of the first takes, in order
     resumed: tuple[Mapping[str, Any], ...] = ()
@@ -72,6 +72,7 @@ class Journal:
             _compare(found, "order of drawing", _order(self.story), _order(wanted.story))
         for name in KNOWN:
             _compare(found, name.replace("_", " "), self.settings[name], wanted.settings[name])
+        _compare(found, "precision", self.bundle.get("precision"), wanted.bundle.get("precision"))
         if self.bundle["sha256"] != wanted.bundle["sha256"]:
             found.append(f"bundle: {_bundle(self.bundle)}, needed {_bundle(wanted.bundle)}")
         return found
@@ -149,7 +150,7 @@ def _from_lines(content: bytes) -> Journal:
         head["title"],
         story,
         {name: head["settings"][name] for name in KNOWN},
-        {name: str(head["bundle"][name]) for name in ("name", "sha256")},
+        _known(head["bundle"]),
         dict(head["made_with"]),
         tuple(records),
         tuple(head["resumed"]),
@@ -170,7 +171,7 @@ def _from_receipt(content: bytes) -> Journal:
         receipt.get("title", story.title),
         story,
         {name: receipt["settings"][name] for name in KNOWN},
-        {name: str(receipt["bundle"][name]) for name in ("name", "sha256")},
+        _known(receipt["bundle"]),
         {**made_with, "provider": receipt["device"]["provider"]},
         _records(story, frames),
         tuple(receipt.get("resumed", ())),
@@ -185,6 +186,12 @@ def _records(story: Story, frames: Mapping[int, Record]) -> tuple[Record, ...]:
         frames[take.frame + 1] if last[take.frame] == place else {"frame": take.frame + 1, "sha256": ""}
         for place, take in enumerate(story.order)
     )
+
+
+def _known(bundle: Mapping[str, Any]) -> dict[str, str]:
+    """What a journal keeps of a bundle. Raises `KeyError`."""
+    kept = {name: str(bundle[name]) for name in ("name", "sha256")}
+    return kept | ({"precision": str(bundle["precision"])} if "precision" in bundle else {})
 
 
 def _story(value: Any) -> Story:

@@ -14,6 +14,7 @@ from storyv_lite.components import Dimensions
 from storyv_lite.prompt import ImageQuery, Picture, Segment
 from storyv_lite.runtime.backends.base import LanguageSession
 from storyv_lite.runtime.kv_cache import VISUAL, KVCache, Piece
+from storyv_lite.runtime.token_table import TokenTable
 from storyv_lite.runtime.tokenizer import LanguageTokenizer
 
 
@@ -44,10 +45,10 @@ class Language:
         self,
         session: LanguageSession,
         tokenizer: LanguageTokenizer,
-        token_embedding: NDArray[np.float16],
+        token_embedding: TokenTable,
         dims: Dimensions,
     ) -> None:
-        """`token_embedding` (vocab_size, hidden_size) may be memory-mapped: rows are gathered, never all."""
+        """`token_embedding` (vocab_size, hidden_size) gives rows; it is never loaded as a whole."""
         self.session = session
         self.begin = Piece(-1, (tokenizer.bos_token_id,))
         self._table = token_embedding

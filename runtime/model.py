@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component
-from storyv_lite.errors import BundleError, FrameError
 from storyv_lite.prompt import Segment
 from storyv_lite.runtime.backends.base import Backend, Session
 from storyv_lite.runtime.images import Pixels, pixel_values, read_portrait, to_pixels
 from storyv_lite.runtime.kv_cache import Piece
 from storyv_lite.runtime.language import Language, make_piece
+from storyv_lite.runtime.soundness import check_sound
+from storyv_lite.runtime.token_table import open_table
 from storyv_lite.runtime.tokenizer import LanguageTokenizer, TextTokenizer, mentions
 
 Floats = NDArray[np.float32]
@@ -74,14 +75,15 @@ class Model:
         return conditioning
 
     def decode(self, latents: Floats) -> Pixels:
-        """Latents (1, channels, size, size) as a picture (H, W, 3). Raises `FrameError`."""
+        """Latents (1, channels, size, size) as a picture (H, W, 3).
+
+        Raises `FrameError` when it holds NaN or is of one colour.
+        """
         image = self.session(Component.VAE_DECODER).run({"latents": latents})["image"]
-        if not np.isfinite(image).all():
-            raise FrameError(
-                "the VAE decoder gave values that are no numbers",
-                "check the bundle with `storyv-lite inspect`",
-            )
-        return to_pixels(image)
+        check_sound(Component.VAE_DECODER, image)
+        pixels = to_pixels(image)
+        check_sound(Component.VAE_DECODER, pixels)
+        return pixels
 
     def look(self, image: Pixels) -> Floats:
         """The pixels of a finished frame as visual tokens (visual_tokens, hidden)."""
@@ -116,18 +118,9 @@ class Model:
         """The language model, its token table memory-mapped."""
         session = self.backend.open_language_model(self.bundle)
         self._sessions[Component.LANGUAGE_MODEL] = session
-        return Language(session, self.story_tokenizer, self._token_embedding(), self.dims)
+        table = self.bundle.variant(Component.TOKEN_EMBEDDING, "table").parts[0].file
+        rows = open_table(self.bundle.file(table), self.dims.vocab_size, self.dims.hidden_size)
+        return Language(session, self.story_tokenizer, rows, self.dims)
 
     def _portrait(self, name: str) -> Floats:
         return pixel_values(read_portrait(self.bundle.file(self.cast[name])), self.dims.vision_image_size)
-
-    def _token_embedding(self) -> NDArray[np.float16]:
-        file = self.bundle.file(self.bundle.variant(Component.TOKEN_EMBEDDING, "table").parts[0].file)
-        try:
-            table: NDArray[np.float16] = np.load(file, mmap_mode="r", allow_pickle=False)
-        except ValueError as fault:
-            raise BundleError(f"`{file}` is no table: {fault}") from fault
-        shape = (self.dims.vocab_size, self.dims.hidden_size)
-        if table.shape != shape or table.dtype != np.float16:
-            raise BundleError(f"`{file}` holds {table.dtype} {table.shape}; float16 {shape} is needed")
-        return table

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storyv_lite.bundle import Bundle, find_bundle
+from storyv_lite.checkpoint import find_checkpoint, open_checkpoint
 from storyv_lite.components import Component
-from storyv_lite.errors import ConfigError, FrameError, StoryError
+from storyv_lite.errors import ConfigError, StoryError
 from storyv_lite.prompt import history, query, text_history
-from storyv_lite.runtime.backends import open_backend
+from storyv_lite.runtime.backends import open_backend, open_torch_backend
 from storyv_lite.runtime.backends.base import Backend
 from storyv_lite.runtime.context import Finished, grow
 from storyv_lite.runtime.denoiser import Conditioning, draw_latents, frame_generator
@@ -27,12 +28,12 @@ from storyv_lite.runtime.images import Pixels
 from storyv_lite.runtime.kv_cache import KVCache, Piece
 from storyv_lite.runtime.model import Model
 from storyv_lite.runtime.schedulers import NoiseSchedule, SamplerTable, sampler_table
+from storyv_lite.runtime.soundness import check_sound
 from storyv_lite.story import Caption, Story
 
 CONTEXTS = ("interleaved", "captions", "none")  # what a frame is drawn after; all but the first for measuring
 
 _TO_DRAW: Pixels = np.empty((0, 0, 3), np.uint8)  # stands where there is no picture yet
-_OTHERWISE = "draw it with another `--seed`, or check the bundle with `storyv-lite inspect`"
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 
 
@@ -159,13 +160,31 @@ class StoryPipeline:
         device: str = "auto",
         threads: int | None = None,
         batched: bool = True,
+        provider: str = "auto",
     ) -> "StoryPipeline":
         """Open a bundle: `path`, else the newest in `./bundles`, else the one that ships.
 
         Every file is verified. Raises `BundleError` and `BackendError`.
         """
         found, reason = find_bundle(path)
-        return cls(Bundle.open(found), open_backend(device, threads), reason, batched)
+        return cls(Bundle.open(found), open_backend(device, threads, provider), reason, batched)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        precision: str | None = None,
+        threads: int | None = None,
+        batched: bool = True,
+    ) -> "StoryPipeline":
+        """Draw with a checkpoint as it is, by PyTorch; `path` may be a name in `./checkpoints`.
+
+        `precision` is fp32, bf16, fp16, int8 or nf4, None for fp32 on the CPU and fp16 on CUDA. Raises
+        `MissingDependency`, `ConfigError`, `BundleError` and `BackendError`.
+        """
+        found, backend = find_checkpoint(path), open_torch_backend(device, precision, threads)
+        return cls(open_checkpoint(found), backend, "asked for", batched)
 
     def draw(
         self,
@@ -260,9 +279,11 @@ class StoryPipeline:
             if known != "none" and (index > 0 or self.bundle.model.first_frame != "char_ldm"):
                 with clock("read"):
                     states, read = context.read(index, caption.text)
+                    check_sound(Component.LANGUAGE_MODEL, states)
             if image is _TO_DRAW:
                 with clock("portraits" if states is None else "map"):
                     story = self.model.portraits(caption.text) if states is None else self.model.map(states)
+                    check_sound(Component.FUSION if states is None else Component.MAPPER, story)
                 with clock("text"):
                     conditioning = self._conditioning(caption.text, story)
                 seed = settings.seed if caption.seed is None else caption.seed
@@ -271,7 +292,6 @@ class StoryPipeline:
                 told(Progress(index, len(captions), "decode"))
                 with clock("decode"):
                     image = self.model.decode(latents)
-                check_picture(image)
                 kind, times = "portraits" if states is None else "story", clock.timings_ms
                 reduced = states is not None and context.reduced
                 yield Frame(index, image, caption.text, seed, kind, times, read, context.frames, reduced)
@@ -305,8 +325,7 @@ class StoryPipeline:
             self.batched,
             lambda step, steps: told(Progress(index, frames, "draw", step, steps)),
         )
-        if not np.isfinite(latents).all():
-            raise FrameError("the UNet gave values that are no numbers", _OTHERWISE)
+        check_sound(Component.UNET, latents)
         return latents
 
     def _table(self, settings: Settings) -> SamplerTable:
@@ -315,9 +334,3 @@ class StoryPipeline:
         return sampler_table(
             settings.sampler, schedule, settings.num_inference_steps, settings.timestep_spacing
         )
-
-
-def check_picture(image: Pixels) -> None:
-    """Raise `FrameError` for a picture (H, W, 3) that shows nothing: every pixel is the same."""
-    if (image == image[0, 0]).all():
-        raise FrameError("every pixel of the picture is the same", _OTHERWISE)

@@ -24,6 +24,7 @@ import tokenizers
 from PIL import Image
 
 from storyv_lite import __version__
+from storyv_lite.checkpoint import TORCH
 from storyv_lite.errors import StoryVError
 from storyv_lite.memory import format_bytes, resident_memory
 from storyv_lite.runtime.backends.base import Backend
@@ -43,6 +44,8 @@ FRAME_FILE = re.compile(r"frame-(\d{2,})\.png")
 def new_journal(story: Story, title: str, pipeline: StoryPipeline, settings: Settings) -> Journal:
     """The journal of a story of which nothing is drawn; `title` heads the sheet and the page."""
     bundle = {"name": pipeline.bundle.name, "sha256": pipeline.bundle.sha256}
+    if pipeline.backend.name == TORCH:
+        bundle["precision"] = pipeline.backend.precision
     return Journal(title, story, asdict(settings), bundle, made_with(pipeline.backend))
 
 
@@ -227,15 +230,16 @@ class StoryboardFolder:
         return Panel(f"(could not be drawn) {self.journal.story.captions[frame].text}", blank(size))
 
     def _receipt(self, seconds: float) -> dict[str, Any]:
-        bundle, backend = self.pipeline.bundle, self.pipeline.backend
+        backend = self.pipeline.backend
         return {
             "schema": SCHEMA,
             "title": self.journal.title,
             "story": self.journal.story.as_json(),
             "settings": dict(self.journal.settings),
-            "bundle": {"name": bundle.name, "sha256": bundle.sha256, "chosen": self.pipeline.reason},
+            "bundle": {**self.journal.bundle, "chosen": self.pipeline.reason},
             "command": self._command(),
             "created": _now(),
+            "backend": {"name": backend.name, "precision": backend.precision},
             "device": {"device": backend.device, "provider": backend.provider, "chosen": backend.reason},
             "threads": backend.threads,
             "machine": f"{platform.system()} {platform.machine()}",
@@ -255,9 +259,14 @@ class StoryboardFolder:
     def _command(self) -> str:
         """What draws the same story again, beside the receipt."""
         settings = self.journal.settings
-        words = ["storyv-lite", "render", RECEIPT, "--bundle", self.pipeline.bundle.name]
+        bundle, backend = self.pipeline.bundle, self.pipeline.backend
+        words = ["storyv-lite", "render", RECEIPT]
+        if backend.name == TORCH:
+            words += ["--checkpoint", bundle.name, "--precision", backend.precision]
+        else:
+            words += ["--bundle", bundle.name]
         words += ["--seed", str(settings["seed"]), "--steps", str(settings["num_inference_steps"])]
-        words += ["--guidance", str(settings["guidance_scale"]), "--device", self.pipeline.backend.device]
+        words += ["--guidance", str(settings["guidance_scale"]), "--device", backend.device]
         return shlex.join(words)
 
     def _details(self, receipt: dict[str, Any]) -> list[tuple[str, str]]:

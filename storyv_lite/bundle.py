@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
@@ -51,9 +51,11 @@ class Variant:
     """One form of a component: how it was quantized, what runs it, its parts in order."""
 
     scheme: str
-    backend: str  # "onnx" | "table"
+    backend: str  # "onnx" | "table" | "tensorrt" | "tensorrt-rtx"
     parts: tuple[Part, ...]
     parity: Mapping[str, Any]
+    weights: Mapping[str, Any] = field(default_factory=dict)  # see coverage.py; older bundles do not say
+    engine: Mapping[str, Any] | None = None  # of the last two: what the engine was built from and for
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,16 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Degraded:
+    """A figure of the parity gate beyond its limit."""
+
+    component: str
+    metric: str
+    value: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class Bundle:
     """An opened bundle: everything in it is where the manifest says and, when verified, what it says."""
 
@@ -121,6 +133,9 @@ class Bundle:
     characters: tuple[Character, ...]
     vocabulary_file: FileEntry
     provenance: Mapping[str, Any]
+    parity: Mapping[str, float]  # of whole stories against full precision; empty where not measured
+    mixture: Mapping[str, Any]  # how the widths of its layers were chosen; empty where a scheme said
+    degraded: tuple[Degraded, ...]  # what missed its limit and was kept all the same
 
     @classmethod
     def open(cls, path: Path, verify: bool = True) -> "Bundle":
@@ -129,11 +144,7 @@ class Bundle:
         Raises `BundleError` for a missing, damaged, unsafe or too new bundle.
         """
         manifest, digest = _read_manifest(path)
-        try:
-            bundle = _parse(path, manifest, digest)
-        except (KeyError, TypeError, ValueError, AttributeError) as fault:
-            reason = f"lacks {fault}" if isinstance(fault, KeyError) else f"is malformed: {fault}"
-            raise BundleError(f"`{path / MANIFEST}` {reason}", hint=_EXPORT_AGAIN) from fault
+        bundle = parse_manifest(path / MANIFEST, manifest, digest)
         for entry in bundle.files():
             checked = bundle.file(entry.file)
             if verify:
@@ -261,8 +272,13 @@ def component_entry(signature: Signature, variants: tuple[Variant, ...]) -> dict
     return {
         "bytes": sum(part.bytes for part in variants[0].parts),
         "signature": asdict(signature),
-        "variants": [asdict(variant) for variant in variants],
+        "variants": list(map(variant_entry, variants)),
     }
+
+
+def variant_entry(variant: Variant) -> dict[str, Any]:
+    """The manifest's record of one variant; only an engine has the field `engine`."""
+    return {name: value for name, value in asdict(variant).items() if value is not None}
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Path:
@@ -273,6 +289,15 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Path:
     temporary.write_text(text, encoding="utf-8", newline="\n")
     os.replace(temporary, target)
     return target
+
+
+def parse_manifest(file: Path, manifest: Mapping[str, Any], sha256: str) -> Bundle:
+    """The bundle that a manifest describes, read from `file` in the bundle's folder. Raises `BundleError`."""
+    try:
+        return _parse(file.parent, manifest, sha256)
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        reason = f"lacks {fault}" if isinstance(fault, KeyError) else f"is malformed: {fault}"
+        raise BundleError(f"`{file}` {reason}", hint=_EXPORT_AGAIN) from fault
 
 
 def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
@@ -292,7 +317,11 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as fault:
         raise BundleError(f"`{file}` is not JSON: {fault}", hint=_EXPORT_AGAIN) from fault
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+    if isinstance(schema, int) and not isinstance(schema, bool) and schema < SCHEMA:
+        raise BundleError(
+            f"`{file}` has schema {schema}, of an older version; {SCHEMA} is needed", hint=_EXPORT_AGAIN
+        )
+    if not isinstance(schema, int) or isinstance(schema, bool):
         raise BundleError(f"`{file}` has no schema version; {SCHEMA} is needed", hint=_EXPORT_AGAIN)
     if schema > SCHEMA:
         raise BundleError(
@@ -302,7 +331,7 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     return manifest, hashlib.sha256(content).hexdigest()
 
 
-def _parse(path: Path, manifest: dict[str, Any], digest: str) -> Bundle:
+def _parse(path: Path, manifest: Mapping[str, Any], digest: str) -> Bundle:
     model = manifest["model"]
     if model["first_frame"] not in FIRST_FRAMES:
         raise ValueError(
@@ -328,6 +357,9 @@ def _parse(path: Path, manifest: dict[str, Any], digest: str) -> Bundle:
         characters=tuple(map(_character, manifest["characters"])),
         vocabulary_file=_record(FileEntry, manifest["vocabulary"]),
         provenance=dict(manifest["provenance"]),
+        parity=dict(manifest.get("parity") or {}),
+        mixture=dict(manifest.get("mixture") or {}),
+        degraded=tuple(_record(Degraded, entry) for entry in manifest.get("degraded") or ()),
     )
 
 
@@ -340,7 +372,9 @@ def _bos_token_id(model: Mapping[str, Any]) -> int:
 
 def _variant(record: Mapping[str, Any]) -> Variant:
     parts = tuple(_record(Part, part) for part in record["parts"])
-    return Variant(str(record["scheme"]), str(record["backend"]), parts, dict(record.get("parity") or {}))
+    parity, weights = dict(record.get("parity") or {}), dict(record.get("weights") or {})
+    engine = None if record.get("engine") is None else dict(record["engine"])
+    return Variant(str(record["scheme"]), str(record["backend"]), parts, parity, weights, engine)
 
 
 def _character(record: Mapping[str, Any]) -> Character:

@@ -2,7 +2,9 @@
 one that is there talks of another that nothing here uses."""
 
 import importlib
+import importlib.util
 import logging
+from collections.abc import Callable
 from types import ModuleType
 
 from storyv_lite.errors import MissingDependency
@@ -19,11 +21,25 @@ def require(module: str, extra: str) -> ModuleType:
         ) from missing
 
 
-def drop_kernel_notice() -> None:
-    """Keep one notice of bitsandbytes off the terminal; whatever else it says is shown.
+def installed(module: str) -> bool:
+    """Whether a package is there, without importing it."""
+    return importlib.util.find_spec(module) is not None
 
-    transformers and diffusers import it wherever it is installed, and on processors with bf16 it then asks
-    for a package with faster 4-bit kernels, which no part of this project calls.
-    """
-    talks = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    talks.addFilter(lambda record: "gemm_4bit_forward" not in str(record.msg))
+
+# Where bitsandbytes talks, and of what. Wherever it is imported on a processor with bf16 it asks for a
+# package with faster 4-bit kernels, which no part of this project calls. Its 8-bit layers tell at every call
+# that they round activations, as they always do.
+_NOTICES = (
+    ("bitsandbytes.backends.cpu.ops", "gemm_4bit_forward"),
+    ("bitsandbytes.autograd._functions", "MatMul8bitLt: inputs will be cast"),
+)
+
+
+def drop_notices() -> None:
+    """Keep two notices of bitsandbytes off the terminal; whatever else it says is shown."""
+    for logger, notice in _NOTICES:
+        logging.getLogger(logger).addFilter(_without(notice))
+
+
+def _without(notice: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: notice not in str(record.msg)

@@ -191,7 +191,14 @@ def test_a_newer_schema_is_refused_with_the_way_out(folder: Path) -> None:
     assert "pip install --upgrade" in caught.value.hint
 
 
-@pytest.mark.parametrize("schema", [None, "1", 0, True, 1.0])
+def test_an_older_schema_is_refused_with_the_way_out(folder: Path) -> None:
+    change(folder, lambda manifest: manifest.update(schema=0))
+    with pytest.raises(BundleError, match="schema 0, of an older version; 1 is needed") as caught:
+        Bundle.open(folder)
+    assert "storyv-lite export" in caught.value.hint
+
+
+@pytest.mark.parametrize("schema", [None, "1", True, 1.0])
 def test_a_schema_that_is_no_number_is_refused(folder: Path, schema: object) -> None:
     change(folder, lambda manifest: manifest.update(schema=schema))
     with pytest.raises(BundleError, match="has no schema version"):

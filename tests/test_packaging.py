@@ -92,8 +92,7 @@ def test_the_shipped_bundle_was_exported_from_the_committed_checkpoint_and_both_
         pytest.skip("no default model is packaged yet")
     if (ROOT / "PKG-INFO").exists():
         pytest.skip("a source distribution holds no checkpoint")
-    from storyv_lite.export.manifest import checkpoint_hash
-    from storyv_lite.modeling.checkpoints import read_checkpoint
+    from storyv_lite.checkpoint import checkpoint_hash, read_checkpoint
 
     bundle = Bundle.open(PACKAGED)
     assert bundle.provenance["checkpoint"] == read_checkpoint(checkpoint)["preset"] == "toon"

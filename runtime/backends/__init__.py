@@ -1,21 +1,56 @@
 """Ways to run one component; the only part of the runtime that imports a framework."""
 
 from storyv_lite.errors import BackendError
+from storyv_lite.optional import require
 from storyv_lite.runtime.backends.base import Backend
 
 DEVICES = ("auto", "cpu", "cuda")
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx")
 
 
-def open_backend(device: str = "auto", threads: int | None = None) -> Backend:
-    """The backend for one device; `auto` takes a CUDA device that works, else the CPU, and says why.
+def open_backend(device: str = "auto", threads: int | None = None, provider: str = "auto") -> Backend:
+    """What draws with a bundle; `auto` takes CUDA where it works, else the CPU, and says why.
 
     `threads` is the number of CPU threads per component, None for one per core. Raises `BackendError`.
     """
-    if device not in DEVICES:
+    _check("device", device, DEVICES)
+    _check("provider", provider, PROVIDERS)
+    if "auto" not in (device, provider) and (device == "cpu") != (provider == "cpu"):
         raise BackendError(
-            f"`{device}` is no device; one of {', '.join(DEVICES)} is needed",
-            hint="draw with `--device auto`",
+            f"`--provider {provider}` does not run on `--device {device}`", hint="give one of the two"
         )
+    chosen, reason = (provider, "asked for") if provider != "auto" else (device, "asked for")
+    if chosen == "auto":
+        from storyv_lite.runtime.backends.providers import problem
+
+        fault = problem("cuda")
+        chosen, reason = ("cpu", f"no CUDA: {fault}") if fault else ("cuda", "a CUDA device works")
+    if chosen in ("tensorrt", "tensorrt-rtx"):
+        from storyv_lite.runtime.backends.trt import TrtBackend
+
+        return TrtBackend(chosen, threads)
     from storyv_lite.runtime.backends.ort import OrtBackend
 
-    return OrtBackend(device, threads)
+    return OrtBackend(chosen, reason, threads)
+
+
+def open_torch_backend(
+    device: str = "auto", precision: str | None = None, threads: int | None = None
+) -> Backend:
+    """What draws with a checkpoint, in `precision` (None: fp32 on the CPU, fp16 on CUDA).
+
+    Raises `MissingDependency`, `ConfigError` for an unknown precision, and `BackendError`.
+    """
+    _check("device", device, DEVICES)
+    for module in ("torch", "transformers", "diffusers", "accelerate"):
+        require(module, "torch")
+    from storyv_lite.runtime.backends.pytorch import TorchBackend
+
+    return TorchBackend(device, precision, threads)
+
+
+def _check(kind: str, asked: str, known: tuple[str, ...]) -> None:
+    if asked not in known:
+        raise BackendError(
+            f"`{asked}` is no {kind}; one of {', '.join(known)} is needed", hint=f"draw with `--{kind} auto`"
+        )

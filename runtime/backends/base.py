@@ -59,7 +59,8 @@ class LanguageSession(Session, Protocol):
 class Backend(Protocol):
     """A way to run components on one device."""
 
-    name: str
+    name: str  # "ort" | "torch" | "trt"
+    precision: str  # a word of `pytorch.PRECISIONS`, or "as exported"
     device: str  # "cpu" | "cuda"
     provider: str  # what runs the graphs, as its library calls it
     reason: str  # why this device

@@ -8,8 +8,6 @@ old ones (past and present are bound to the same memory). Graphs that concatenat
 cache is copied on every read, and two copies exist for a moment.
 """
 
-import ctypes
-import ctypes.util
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,43 +21,30 @@ from storyv_lite.bundle import Bundle, Variant
 from storyv_lite.components import Component, signature
 from storyv_lite.errors import BackendError, BundleError
 from storyv_lite.memory import usable_cores
+from storyv_lite.runtime.backends import providers
 from storyv_lite.runtime.backends.base import CacheStorage, Session, Tensors
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# CUDA: no rounding to 19 bits, and no search for the fastest convolution, which differs from run to run
-PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
-    "cpu": {},
-    "cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
-}
 MAX_THREADS = 16  # more of them wait for each other longer than they work
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-# the smallest graph there is, y = -x: whether a provider loads is known before any component is
-_PROBE = bytes.fromhex(
-    "08083a320a0b0a017812017922034e65671201705a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a"
-    "02080142040a001011"
-)
 
 
 class OrtBackend:
-    """Runs ONNX components on one device."""
+    """Runs ONNX components on one provider."""
 
     name = "ort"
+    precision = "as exported"  # every component of a bundle says its own
 
-    def __init__(self, device: str = "auto", threads: int | None = None) -> None:
-        """Choose the device. Raises `BackendError` when `cuda` was asked for and does not work."""
+    def __init__(self, provider: str = "cpu", reason: str = "asked for", threads: int | None = None) -> None:
+        """`provider` is one of `providers.PROVIDERS`. Raises `BackendError` when it does not work here."""
         ort.set_default_logger_severity(4)  # what matters is raised; the rest would spoil the progress line
-        self.threads = threads or min(usable_cores(), MAX_THREADS)
-        self.device, self.reason = device, "asked for"
-        if device == "auto":
-            problem = _cuda_problem()
-            self.device = "cpu" if problem else "cuda"
-            self.reason = f"no CUDA: {problem}" if problem else "a CUDA device works"
-        elif device == "cuda" and (problem := _cuda_problem()):
+        if fault := providers.problem(provider):
             raise BackendError(
-                f"`cuda` was asked for and does not work: {problem}",
-                hint="draw with `--device cpu`, or pip install 'storyv-lite[cuda]' where there is a GPU",
+                f"`{provider}` was asked for and does not work: {fault}",
+                hint=f"draw with `--device cpu`, or {providers.INSTALL[provider]} where there is a GPU",
             )
-        self.provider = PROVIDERS[self.device]
+        self.threads = threads or min(usable_cores(), MAX_THREADS)
+        self.device, self.reason = "cpu" if provider == "cpu" else "cuda", reason
+        self.provider, self._asked = providers.PROVIDERS[provider], provider
 
     def open(self, bundle: Bundle, component: Component) -> Session:
         """Load one component. Raises `BundleError` or `BackendError`."""
@@ -82,20 +67,35 @@ class OrtBackend:
         return sessions
 
     def _session(self, bundle: Bundle, path: str) -> ort.InferenceSession:
+        options = session_options(self.threads)
+        if self._asked != "cpu":
+            options.add_session_config_entry(*providers.RECORD_NODES)
         try:
-            providers = [(self.provider, PROVIDER_OPTIONS[self.device])]
-            session = ort.InferenceSession(path, session_options(self.threads), providers=providers)
+            session = providers.make_session(path, options, self._asked)
         except Exception as fault:  # the library has no common error class
             raise BundleError(
                 f"`{path}` cannot be loaded: {str(fault).splitlines()[0]}",
                 hint=f"is `{bundle.path}` complete?",
             ) from fault
-        if session.get_providers()[0] != self.provider:
-            raise BackendError(
-                f"`{path}` runs on `{session.get_providers()[0]}`, `{self.provider}` was asked for",
-                hint="draw with `--device cpu`",
-            )
+        check_provider(session, self.provider, path)
         return session
+
+
+def check_provider(session: ort.InferenceSession, provider: str, path: str) -> None:
+    """Raise `BackendError` when a session runs on another provider than the one asked for.
+
+    The library falls back without a word, for the session or for single nodes: a provider that is the first
+    and was given no node runs nothing.
+    """
+    hint = "draw with `--device cpu`"
+    if (found := session.get_providers()[0]) != provider:
+        raise BackendError(f"`{path}` runs on `{found}`, `{provider}` was asked for", hint)
+    if provider == providers.PROVIDERS["cpu"]:
+        return
+    nodes = providers.nodes_by_provider(session)
+    if not nodes.get(provider):
+        told = ", ".join(f"{count} on `{name}`" for name, count in nodes.items())
+        raise BackendError(f"`{provider}` runs no node of `{path}`: {told}", hint)
 
 
 def session_options(threads: int) -> ort.SessionOptions:
@@ -281,22 +281,6 @@ def _check_names(bundle: Bundle, component: Component, sessions: list[ort.Infere
             f"needed are {_list(inputs)} and {_list(outputs)}",
             hint="write the bundle again with `storyv-lite export`",
         )
-
-
-def _cuda_problem() -> str:
-    """Why CUDA cannot be used here, empty when it can: the driver is asked first, then the provider."""
-    if PROVIDERS["cuda"] not in ort.get_available_providers():
-        return "this onnxruntime has no CUDA provider"
-    try:
-        driver = ctypes.CDLL(ctypes.util.find_library("cuda") or "libcuda.so.1")
-    except OSError:
-        return "there is no NVIDIA driver"
-    count = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "there is no NVIDIA GPU"
-    ort.preload_dlls()
-    session = ort.InferenceSession(_PROBE, session_options(1), providers=[PROVIDERS["cuda"]])
-    return "" if session.get_providers()[0] == PROVIDERS["cuda"] else "its libraries do not load"
 
 
 @contextmanager

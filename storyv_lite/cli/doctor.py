@@ -17,7 +17,9 @@ OPTIONAL = (
     "onnx",
     "optimum",
     "bitsandbytes",
+    "tensorrt",
     "tensorrt-rtx",
+    "onnxruntime-ep-nv-tensorrt-rtx",
 )
 
 
@@ -26,6 +28,7 @@ def doctor(as_json: JsonOption = False) -> None:
     import onnxruntime
 
     from storyv_lite.runtime.backends import open_backend
+    from storyv_lite.runtime.backends.providers import INSTALL, PROVIDERS, problem
 
     python, system = platform.python_version(), f"{platform.system()} {platform.machine()}"
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
@@ -34,6 +37,9 @@ def doctor(as_json: JsonOption = False) -> None:
     say(f"onnxruntime {onnxruntime.__version__}, built with {', '.join(providers)}")
     backend = open_backend("auto")
     say(f"draws on {backend.device} ({backend.reason}), {backend.threads} threads")
+    faults = {name: problem(name) for name in PROVIDERS}
+    for name, fault in faults.items():
+        say(f"provider {name}: {f'no, {fault} ({INSTALL[name]})' if fault else 'works'}")
     for name, version in versions.items():
         say(f"{name}: {version or 'not installed'}")
     if not versions["torch"]:
@@ -45,7 +51,8 @@ def doctor(as_json: JsonOption = False) -> None:
         say(f"bundle: {fault.message}")
     if as_json:
         chosen = {"device": backend.device, "reason": backend.reason}
-        say_json({"python": python, "system": system, "providers": providers, **chosen, "optional": versions})
+        found = {"providers": providers, "faults": faults, "optional": versions}
+        say_json({"python": python, "system": system, **found, **chosen})
 
 
 def _version(package: str) -> str | None:

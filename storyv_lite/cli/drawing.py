@@ -20,6 +20,7 @@ from storyv_lite.errors import BundleError, FrameError, OutputError, StoryVError
 from storyv_lite.memory import format_bytes
 
 if TYPE_CHECKING:
+    from storyv_lite.bundle import Degraded
     from storyv_lite.runtime.journal import Journal
     from storyv_lite.runtime.pipeline import Progress, StoryPipeline
     from storyv_lite.runtime.storyboard_folder import StoryboardFolder
@@ -33,7 +34,7 @@ KeepGoingOption = Annotated[
 SameBundleOption = Annotated[
     str,
     typer.Option(
-        "--bundle", metavar="BUNDLE", help="Bundle folder or name [default: the one it was begun with]."
+        "--bundle", metavar="BUNDLE", help="Bundle or checkpoint [default: the one it was begun with]."
     ),
 ]
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a drawn story.")]
@@ -62,11 +63,23 @@ def refuse_unfinished(folder: Path, journal: "Journal") -> None:
 
 
 def open_pipeline(journal: "Journal", bundle: str, device: str) -> "StoryPipeline":
-    """The bundle that a story was begun with, on a device. Raises `BundleError` when it is not found."""
+    """The bundle or checkpoint that a story was begun with, on a device.
+
+    Raises `BundleError` when it is not found.
+    """
     from storyv_lite.bundle import MANIFEST, find_bundle, hash_file
     from storyv_lite.runtime.pipeline import StoryPipeline
 
     name, wanted = journal.bundle["name"], journal.bundle["sha256"]
+    if precision := journal.bundle.get("precision"):
+        pipeline = StoryPipeline.from_checkpoint(bundle or name, device, precision)
+        if pipeline.bundle.sha256 == wanted:
+            return pipeline
+        raise BundleError(
+            f"the story was begun with checkpoint `{name}` ({wanted[:12]}); "
+            f"found `{pipeline.bundle.path}` ({pipeline.bundle.sha256[:12]})",
+            "name its folder with `--bundle`",
+        )
     found = []
     for place in [bundle] if bundle else [None, name]:
         try:
@@ -139,6 +152,7 @@ def draw_story(
     from storyv_lite.runtime.storyboard_folder import PAGE, SHEET
 
     folder, count = drawn.folder, len(drawn.journal.story.captions)
+    warn_of_degraded(drawn.pipeline.bundle.degraded)
     warn_of_unknown_words(drawn.pipeline, drawn.journal.story)
     try:
         with progress() as show, _stopping() as check:
@@ -173,6 +187,15 @@ def say_complete(drawn: "StoryboardFolder", as_json: bool) -> None:
     if as_json:
         say_json({"folder": str(drawn.folder), **receipt})
     _refuse_failed(drawn.folder, receipt["frames"])
+
+
+def warn_of_degraded(degraded: "tuple[Degraded, ...]") -> None:
+    """Say what the parity gate found and the exporter kept."""
+    if degraded:
+        figures = ", ".join(
+            f"`{d.component}` {d.metric} {d.value:.4g} (limit {d.limit:.4g})" for d in degraded
+        )
+        warn(f"this bundle is degraded: {figures}\n  it was written with `--allow-degraded`")
 
 
 def warn_of_unknown_words(pipeline: "StoryPipeline", story: "Story") -> None:

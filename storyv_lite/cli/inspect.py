@@ -1,5 +1,6 @@
 """`storyv-lite inspect`: what a bundle holds, checked file by file."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -7,6 +8,7 @@ import typer
 from storyv_lite.bundle import Bundle, find_bundle
 from storyv_lite.cli.console import say, say_json
 from storyv_lite.cli.options import JsonOption
+from storyv_lite.coverage import lines, shares, summary
 from storyv_lite.memory import format_bytes
 
 
@@ -32,6 +34,16 @@ def inspect(
             size = format_bytes(sum(part.bytes for part in variant.parts))
             parity = ", ".join(f"{key} {value}" for key, value in variant.parity.items()) or "not measured"
             say(f"{component:<18} {variant.scheme:<14} {variant.backend:<8} {size:>10}  {parity}")
+    say("stories: " + (", ".join(f"{key} {value}" for key, value in opened.parity.items()) or "not measured"))
+    for one in opened.degraded:
+        say(f"degraded: {one.component} {one.metric} {one.value:.4g}, the limit is {one.limit:.4g}")
+    for row in opened.mixture.get("layers", ()):
+        say(f"  {row['bits']:>2} bits  {row['component']} {row['layer']}")
+    weights = {name: variants[0].weights for name, variants in opened.components.items()}
+    say(f"weights: {summary(weights.values()) or 'an older bundle, which does not say how they are stored'}")
+    for name, entry in weights.items():
+        for line in lines(entry):
+            say(f"  {name}: {line}")
     for key, value in opened.provenance.items():
         say(f"{key}: {value}")
     if as_json:
@@ -45,6 +57,11 @@ def inspect(
                 "sha256": opened.sha256,
                 "bytes": opened.total_bytes,
                 "components": schemes,
+                "mixture": dict(opened.mixture),
+                "story_parity": dict(opened.parity),
+                "degraded": [asdict(one) for one in opened.degraded],
+                "coverage": [asdict(share) for share in shares(weights.values())],
+                "weights": {str(name): dict(entry) for name, entry in weights.items()},
                 "provenance": dict(opened.provenance),
             }
         )

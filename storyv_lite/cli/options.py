@@ -18,6 +18,9 @@ BundleOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu or cuda.")]
+ProviderOption = Annotated[
+    str, typer.Option("--provider", metavar="PROVIDER", help="auto, cpu, cuda, tensorrt or tensorrt-rtx.")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Write although something is there.")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON in the last line of stdout.")

@@ -17,6 +17,7 @@ from storyv_lite.cli.options import (
     DeviceOption,
     ForceOption,
     JsonOption,
+    ProviderOption,
     free_folder,
     holds_something,
     make_folder,
@@ -37,6 +38,19 @@ def render(
         typer.Option("-o", "--out", metavar="FOLDER", help="Folder to write [default: STORY-storyboard]."),
     ] = None,
     bundle: BundleOption = "",
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            metavar="CHECKPOINT", help="Draw with a checkpoint as it is, by PyTorch, not with a bundle."
+        ),
+    ] = "",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="WORD",
+            help="Of a checkpoint: fp32, bf16, fp16, int8 or nf4 [default: fp32 on the CPU, fp16 on CUDA].",
+        ),
+    ] = "",
     seed: Annotated[int, typer.Option(metavar="N", help="Another number draws the story another way.")] = 0,
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Denoising steps [default: the bundle's].")
@@ -45,6 +59,7 @@ def render(
         float | None, typer.Option(metavar="SCALE", help="Guidance scale [default: the bundle's].")
     ] = None,
     device: DeviceOption = "auto",
+    provider: ProviderOption = "auto",
     resume: Annotated[
         bool,
         typer.Option(
@@ -56,6 +71,18 @@ def render(
     as_json: JsonOption = False,
 ) -> None:
     """Draw a story."""
+    if bundle and checkpoint:
+        raise ConfigError("`--bundle` and `--checkpoint` exclude each other", hint="give one of them")
+    if precision and not checkpoint:
+        raise ConfigError(
+            "`--precision` is for a checkpoint; a bundle has the one it was exported in",
+            hint="give `--checkpoint` too, or export another bundle with `storyv-lite export --scheme`",
+        )
+    if checkpoint and provider != "auto":
+        raise ConfigError(
+            "`--provider` is for a bundle; a checkpoint is drawn with by PyTorch",
+            hint="give `--device cpu` or `--device cuda`",
+        )
     began = time.perf_counter()
     told = read_story(story)
     stem = "story" if story == "-" else Path(story).stem
@@ -68,14 +95,19 @@ def render(
     from storyv_lite.runtime.pipeline import StoryPipeline
     from storyv_lite.runtime.storyboard_folder import StoryboardFolder, new_journal
 
-    pipeline = StoryPipeline.from_bundle(bundle or None, device)
-    note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
-    note(f"device: {pipeline.backend.device} ({pipeline.backend.reason})")
+    if checkpoint:
+        pipeline = StoryPipeline.from_checkpoint(checkpoint, device, precision or None)
+        note(f"checkpoint: {pipeline.bundle.path} in {pipeline.backend.precision}")
+    else:
+        pipeline = StoryPipeline.from_bundle(bundle or None, device, provider=provider)
+        note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
+    backend = pipeline.backend
+    note(f"device: {backend.device}, {backend.provider} ({backend.reason})")
     pipeline.draw(told, seed, steps, guidance)  # checks everything and draws nothing yet
     wanted = new_journal(told, title, pipeline, pipeline.settings(seed, steps, guidance))
     folder = out or (resume and _unfinished(stem, wanted)) or free_folder(stem, Path())
     make_folder(folder, force or resume)
-    resume_command = resuming(folder, bundle, device, keep_going)
+    resume_command = resuming(folder, bundle or checkpoint, device, keep_going)
     with writing(folder, resume_command):
         make_folder(folder, force or resume)  # again: another process may have drawn here meanwhile
         begun = read_journal(folder) if resume else None

@@ -7,7 +7,7 @@ write is atomic: a killed process leaves the old content or the new one, never h
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from storyv_lite.checkpoint import SCHEMA as SCHEMA  # what the core knows is offered here as well
+from storyv_lite.checkpoint import WEIGHTS as WEIGHTS
+from storyv_lite.checkpoint import read_checkpoint as read_checkpoint
+from storyv_lite.checkpoint import read_json
 from storyv_lite.errors import BundleError
 
-SCHEMA = 1
-WEIGHTS = "model.safetensors"
+NAMED = 5  # tensors that a message about a faulty file names of each kind
 
 # Where each class that a `config.json` may name is defined; anything else is refused.
 _CLASSES = {
@@ -101,10 +104,21 @@ def load_component(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Modul
 
     Raises `BundleError` when a file is missing or damaged, the class is unknown or a tensor does not fit.
     """
+    module = new_component(folder)
+    load_weights(module, folder)
+    result: nn.Module = module if dtype == torch.float32 else module.to(dtype)
+    return result.eval()
+
+
+def new_component(folder: Path) -> nn.Module:
+    """The module that `folder/config.json` names, with the weights its class begins with.
+
+    Raises `BundleError` when the file is missing or damaged, or the class is unknown.
+    """
     import importlib
 
     settle_folder(folder)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     name = config.get("_class_name") or (config.get("architectures") or ["?"])[0]
     if name not in _CLASSES:
         raise BundleError(
@@ -113,55 +127,63 @@ def load_component(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Modul
     cls = getattr(importlib.import_module(_CLASSES[name]), name)
     with torch.random.fork_rng(devices=[]):  # initial values are overwritten, the caller's numbers stay
         if _CLASSES[name] == "transformers":
-            module = cls(cls.config_class.from_dict(config))
+            module: nn.Module = cls(cls.config_class.from_dict(config))
         elif hasattr(cls, "from_config"):
             module = cls.from_config(config)
         else:
             module = cls(**{key: value for key, value in config.items() if not key.startswith("_")})
-    load_weights(module, folder)
-    result: nn.Module = module if dtype == torch.float32 else module.to(dtype)
-    return result.eval()
+    return module
 
 
 def load_weights(module: nn.Module, folder: Path) -> None:
     """Copy the tensors stored in `folder` into `module`, in place.
 
-    Raises `BundleError` when the file is missing or damaged or the tensors are not exactly the module's.
+    Raises `BundleError` when the file is missing or damaged or the tensors are not exactly the module's; it
+    names those that are missing, too many or of another shape.
     """
+    problems: list[str] = []
     path = folder / WEIGHTS
     own = module.state_dict()
     wanted = {(tensor.data_ptr(), tensor.shape) for tensor in own.values()}
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():
-                if name not in own:
-                    raise BundleError(f"`{path}` holds `{name}`, which the model does not have")
-                if (found := tuple(file.get_slice(name).get_shape())) != (needed := tuple(own[name].shape)):
-                    raise BundleError(f"`{name}` in `{path}` has the shape {found}, the model needs {needed}")
-                own[name].copy_(file.get_tensor(name))
-                wanted.discard((own[name].data_ptr(), own[name].shape))
+                if problem := misfit(name, tuple(file.get_slice(name).get_shape()), own):
+                    problems.append(problem)
+                elif not problems:
+                    own[name].copy_(file.get_tensor(name))
+                if name in own:
+                    wanted.discard((own[name].data_ptr(), own[name].shape))
     except FileNotFoundError:
         raise BundleError(f"`{path}` is missing", hint="storyv-lite train") from None
     except SafetensorError as damage:
         raise BundleError(f"`{path}` is damaged ({damage})", hint="storyv-lite train") from damage
-    if missing := [name for name, tensor in own.items() if (tensor.data_ptr(), tensor.shape) in wanted]:
-        raise BundleError(f"`{path}` lacks `{missing[0]}` ({len(missing)} tensors in all)")
+    missing = [name for name, tensor in own.items() if (tensor.data_ptr(), tensor.shape) in wanted]
+    refuse_misfits(path, problems, missing)
+
+
+def misfit(name: str, shape: tuple[int, ...], own: Mapping[str, torch.Tensor]) -> str:
+    """What is wrong with a stored tensor that shall be one of the model's `own`; empty when nothing is."""
+    if name not in own:
+        return f"holds `{name}`, which the model does not have"
+    if shape != (needed := tuple(own[name].shape)):
+        return f"has `{name}` in the shape {shape}, the model needs {needed}"
+    return ""
+
+
+def refuse_misfits(path: Path, problems: Sequence[str], missing: Sequence[str]) -> None:
+    """Raise `BundleError` telling what is wrong with tensors in `path`, and which of the model it lacks."""
+    if missing:
+        named = ", ".join(f"`{name}`" for name in missing[:NAMED])
+        problems = [*problems, f"lacks {named} ({len(missing)} tensors in all)"]
+    if problems:
+        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        raise BundleError(f"`{path}` {'; '.join(problems[:NAMED])}{more}")
 
 
 def has_component(folder: Path) -> bool:
     settle_folder(folder)
     return (folder / WEIGHTS).is_file()
-
-
-def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The content of `folder/checkpoint.json`; raises `BundleError` when it is missing, damaged or newer."""
-    content = _read_json(folder / "checkpoint.json")
-    if content.get("schema") != SCHEMA:
-        raise BundleError(
-            f"`{folder / 'checkpoint.json'}` has schema {content.get('schema')}, this version reads {SCHEMA}",
-            hint="pip install --upgrade storyv-lite",
-        )
-    return content
 
 
 def write_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
@@ -191,18 +213,6 @@ def _config_of(module: nn.Module) -> dict[str, Any]:
         return {**config.to_dict(), "architectures": [name]}
     plain = {key: value for key, value in dict(config).items() if not key.startswith("_")}
     return {**json.loads(json.dumps(plain)), "_class_name": name}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleError(f"`{path}` is missing", hint="storyv-lite train") from None
-    except (ValueError, OSError) as damage:
-        raise BundleError(f"`{path}` cannot be read ({damage})") from damage
-    if not isinstance(content, dict):
-        raise BundleError(f"`{path}` holds {type(content).__name__}, an object is needed")
-    return content
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -16,7 +16,8 @@ from storyv_lite.errors import ConfigError, ParityError
 from storyv_lite.export.capture import DATA, GRAPH, capture, check_signature, load_graph, save_graph
 from storyv_lite.export.graphs import llama_graph
 from storyv_lite.export.simplify import NAMED, shorten
-from storyv_lite.export.specs import GRAPHS, LanguageModel, build, dummy_inputs
+from storyv_lite.export.specs import GRAPHS, dummy_inputs
+from storyv_lite.modeling.components import LanguageModel, build
 
 
 def dimensions(bundle: Path) -> Dimensions:

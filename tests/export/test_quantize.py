@@ -1,7 +1,9 @@
 """Quantized layers: what the numbers are, what they compute, and that no processor can overflow on them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,20 +12,22 @@ import pytest
 from onnx import helper, numpy_helper
 
 from storyv_lite.components import Component
+from storyv_lite.coverage import REST, coverage_of, shares
 from storyv_lite.errors import ConfigError, ParityError
 from storyv_lite.export.calibrate import choose_range
 from storyv_lite.export.capture import load_graph
-from storyv_lite.export.quantize import (
+from storyv_lite.export.layers import methods_of_layers, moment_tensors, rounded_weight, static_tensors
+from storyv_lite.export.quantize import assert_cannot_saturate, quantize
+from storyv_lite.export.rounding import (
     activation_scale,
-    assert_cannot_saturate,
     blocks,
     per_channel,
-    quantize,
-    static_tensors,
+    second_moments,
+    widen_blocks,
 )
 from storyv_lite.export.specs import GRAPHS
 from storyv_lite.export.verify import compare
-from storyv_lite.quantization import REDUCED_RANGE, Method, QuantScheme, plan
+from storyv_lite.quantization import REDUCED_RANGE, Method, QuantScheme, Rounding, Rule, plan
 
 STATIC = QuantScheme("test", Method.STATIC)
 
@@ -49,8 +53,12 @@ def product(rows: int = 70, columns: int = 64) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+def run(model: onnx.ModelProto, x: np.ndarray, exact: bool = False) -> np.ndarray:
+    """What a session answers; an `exact` one takes no kernel that rounds activations."""
+    options = onnxruntime.SessionOptions()
+    if exact:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     answer: np.ndarray = session.run(None, {"x": x})[0]
     return answer
 
@@ -74,7 +82,7 @@ def test_a_convolution_in_blocks_answers_as_with_the_same_weights_widened(
     values = [helper.make_tensor_value_info(n, 1, ["b", c, "h", "w"]) for n, c in (("x", 64), ("y", 48))]
     graph = helper.make_graph([node], "g", values[:1], values[1:], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    packed = quantize(model, QuantScheme("test", Method.BLOCK4))
+    packed = quantize(model, QuantScheme("test", Method.BLOCK4)).model
     assert "Conv" not in {node.op_type for node in packed.graph.node}
     assert packed.ByteSize() < model.ByteSize() / 4
     for size in (8, 9):
@@ -86,7 +94,7 @@ def test_a_grouped_convolution_keeps_eight_bits() -> None:
     model = convolution()
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((32, 8, 3, 3), np.float32), "w"))
     model.graph.node[0].attribute.append(helper.make_attribute("group", 4))
-    packed = quantize(model, QuantScheme("test", Method.BLOCK4))
+    packed = quantize(model, QuantScheme("test", Method.BLOCK4)).model
     assert [node.op_type for node in packed.graph.node] == ["DequantizeLinear", "Conv"]
 
 
@@ -99,8 +107,8 @@ def test_a_linear_layer_with_a_bias_is_stored_in_blocks(transposed: int) -> None
     tensors = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
     graph = helper.make_graph([node], "g", values[:1], values[1:], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    packed, x = quantize(model, QuantScheme("test", Method.BLOCK4)), np.eye(96, dtype=np.float32)[:5]
-    assert [node.op_type for node in packed.graph.node] == ["MatMulNBits"]
+    packed, x = quantize(model, QuantScheme("test", Method.BLOCK4)).model, np.eye(96, dtype=np.float32)[:5]
+    assert [node.op_type for node in packed.graph.node] == ["Cast", "MatMulNBits"]
     assert compare(run(packed, x), run(model, x)).snr_db > 18
 
 
@@ -110,7 +118,7 @@ def test_static_layers_answer_nearly_the_same() -> None:
     wide = run(model, x)
     ranges = {"x": choose_range(x.ravel()), "y": choose_range(wide.ravel())}
     assert static_tensors(model, STATIC) == ["x", "y"]
-    assert compare(run(quantize(model, STATIC, ranges), x), wide).snr_db > 30
+    assert compare(run(quantize(model, STATIC, ranges).model, x), wide).snr_db > 30
 
 
 @pytest.mark.parametrize(
@@ -125,7 +133,28 @@ def test_static_layers_answer_nearly_the_same() -> None:
 def test_blocks_and_weights_answer_nearly_the_same(method: Method, level: int, limit: float) -> None:
     x = np.random.default_rng(2).normal(size=(5, 70)).astype(np.float32)
     scheme = QuantScheme("test", method, accuracy_level=level)
-    assert compare(run(quantize(product(), scheme), x), run(product(), x)).snr_db > limit
+    assert compare(run(quantize(product(), scheme).model, x), run(product(), x)).snr_db > limit
+
+
+@pytest.mark.parametrize("make", [convolution, product])
+def test_weights_in_16_bits_take_half_the_bytes_and_answer_as_16_bit_floats_do(
+    make: Callable[..., Any],
+) -> None:
+    wide, scheme = make(), QuantScheme("test", Method.HALF)
+    shape = (2, 32, 8, 8) if make is convolution else (5, 70)
+    x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    narrow = quantize(wide, scheme).model
+    weights = [t for t in narrow.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
+    assert len(weights) == 1 and narrow.ByteSize() < 0.6 * wide.ByteSize()
+    assert 60 < compare(run(narrow, x), run(wide, x)).snr_db < 100
+
+
+def test_a_weight_that_16_bits_cannot_hold_stays_wide() -> None:
+    model, scheme = product(), QuantScheme("test", Method.HALF)
+    weight = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weight[3, 3] = 1e5
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    assert np.isfinite(run(quantize(model, scheme).model, np.eye(70, dtype=np.float32))).all()
 
 
 def test_block_weights_meet_the_largest_weight_exactly() -> None:
@@ -134,6 +163,68 @@ def test_block_weights_meet_the_largest_weight_exactly() -> None:
     restored = (packed.astype(np.float32) - 128) * scales[..., None]
     assert packed.shape == (2, 1, 32) and restored.max() == np.float32(3)
     assert blocks(weight, 4)[0].shape == (2, 1, 16)
+
+
+def test_rounding_that_compensates_answers_closer_on_inputs_that_go_together() -> None:
+    random = np.random.default_rng(5)
+    rows = (random.normal(size=(400, 6)) @ random.normal(size=(6, 70))).astype(np.float32)
+    rows += 0.1 * random.normal(size=rows.shape).astype(np.float32)
+    model, wide = product(), run(product(), rows[:100])
+    errors = {}
+    for rounding in Rounding:
+        scheme = QuantScheme("test", Method.BLOCK4, rounding=rounding)
+        assert moment_tensors(model, scheme) == (["x"] if rounding is Rounding.GPTQ else [])
+        quantized = quantize(model, scheme, moments={"x": second_moments(rows[100:])})
+        assert quantized.stored[0].rounding is rounding
+        errors[rounding] = compare(run(quantized.model, rows[:100]), wide).snr_db
+    assert errors[Rounding.GPTQ] > errors[Rounding.NEAREST] + 2
+
+
+def test_widened_blocks_are_what_the_graph_computes_with() -> None:
+    weight = numpy_helper.to_array(product().graph.initializer[0])
+    x = np.eye(70, dtype=np.float32)
+    for bits, method in ((4, Method.BLOCK4), (8, Method.BLOCK8)):
+        answer = run(quantize(product(), QuantScheme("test", method)).model, x)
+        assert np.allclose(answer, widen_blocks(*blocks(weight, bits), bits, 70), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [convolution, product])
+@pytest.mark.parametrize("method", [Method.BLOCK4, Method.WEIGHT_ONLY, Method.HALF])
+def test_a_rounded_weight_is_what_the_packed_graph_computes_with(
+    make: Callable[[], onnx.ModelProto], method: Method
+) -> None:
+    model = make()
+    shape = (2, 32, 8, 8) if make is convolution else (5, 70)
+    x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    quantized = quantize(model, QuantScheme("test", method))
+    ((_, _, chosen),), tensor = methods_of_layers(model, method), model.graph.initializer[0]
+    value, size = rounded_weight(model.graph.node[0], numpy_helper.to_array(tensor), chosen)
+    assert chosen is method and 0 <= quantized.stored[0].bytes - size < 2000  # and where slices begin and end
+    tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    assert compare(run(quantized.model, x, exact=True), run(model, x)).snr_db > 90
+
+
+def test_every_weight_is_counted_once_and_what_stayed_wide_has_a_reason() -> None:
+    model = product()
+    scheme = QuantScheme("test", Method.BLOCK4, (Rule("*linear*", Method.WEIGHT_ONLY, "it is looked at"),))
+    for used, bits in (
+        (scheme, 8),
+        (QuantScheme("test", Method.BLOCK4), 4),
+        (QuantScheme("test", Method.WIDE), 32),
+    ):
+        quantized = quantize(model, used)
+        entry = coverage_of(quantized.stored, used)
+        (group,) = [group for group in entry["groups"] if group["parameters"]]
+        assert group["parameters"] == 70 * 64 and group["bits"] == bits
+        tensors = quantized.model.graph.initializer
+        assert sum(g["bytes"] for g in entry["groups"]) == sum(
+            numpy_helper.to_array(t).nbytes for t in tensors
+        )
+        assert [share.percent_of_parameters for share in shares([entry]) if share.parameters] == [100.0]
+        reasons = {wide["layer"]: wide["reason"] for wide in entry["wide"]}
+        assert reasons.pop(REST) and reasons == (
+            {"/net/linear/MatMul": "it is looked at"} if bits == 8 else {}
+        )
 
 
 def test_reduced_weights_cannot_overflow_a_saturating_pair_sum() -> None:
@@ -189,14 +280,16 @@ def test_one_outlier_does_not_set_the_range() -> None:
 
 
 def test_the_first_matching_rule_wins() -> None:
-    rules = (("*/conv_in/*", Method.WIDE), ("*conv*", Method.BLOCK8))
+    rules = (Rule("*/conv_in/*", Method.WIDE), Rule("*conv*", Method.BLOCK8))
     scheme = QuantScheme("test", Method.STATIC, rules)
     names = ("/unet/conv_in/Conv", "/unet/conv_out/Conv", "/unet/to_q/MatMul")
     assert [scheme.method(name) for name in names] == [Method.WIDE, Method.BLOCK8, Method.STATIC]
 
 
 def test_an_unknown_scheme_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="`int3` is no quantization scheme; there are fp32, int8, int4"):
+    with pytest.raises(
+        ConfigError, match="`int3` is no quantization scheme; there are fp32, fp16, int8, int4"
+    ):
         plan("int3")
 
 

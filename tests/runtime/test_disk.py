@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -11,21 +12,8 @@ import pytest
 from storyv_lite.errors import OutputError
 from storyv_lite.runtime.disk import append_line, link_file, locked, write_file
 
+SmallDisk = Callable[[int], AbstractContextManager[None]]
 linux = pytest.mark.skipif(sys.platform == "win32", reason="needs limits of a process")
-
-
-@pytest.fixture
-def small_disk() -> Iterator[Callable[[int], None]]:
-    """A limit on the size of files, which stands for a full disk."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size: int) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_file_is_replaced_whole_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -35,12 +23,11 @@ def test_a_file_is_replaced_whole_and_leaves_nothing_behind(tmp_path: Path) -> N
 
 
 @linux
-def test_a_full_disk_tears_no_file_and_no_line(tmp_path: Path, small_disk: Callable[[int], None]) -> None:
+def test_a_full_disk_tears_no_file_and_no_line(tmp_path: Path, small_disk: SmallDisk) -> None:
     write_file(tmp_path / "journal", b"one\n")
-    small_disk(10)
-    with pytest.raises(OSError):
+    with small_disk(10), pytest.raises(OSError):
         write_file(tmp_path / "frame.png", bytes(100))
-    with pytest.raises(OSError):
+    with small_disk(10), pytest.raises(OSError):
         append_line(tmp_path / "journal", b"a line of more than ten bytes\n")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("journal", b"one\n")]
 

@@ -20,7 +20,8 @@ from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Session
 from storyv_lite.runtime.backends.ort import OrtBackend
 from storyv_lite.runtime.images import png
-from storyv_lite.runtime.pipeline import Frame, Progress, StoryPipeline, check_picture
+from storyv_lite.runtime.pipeline import Frame, Progress, StoryPipeline
+from storyv_lite.runtime.soundness import check_sound
 from storyv_lite.story import Caption, Story
 
 PICNIC = (
@@ -142,8 +143,8 @@ def test_a_caption_may_have_a_seed_of_its_own(pipeline: StoryPipeline) -> None:
 
 
 def test_a_picture_that_shows_nothing_is_refused() -> None:
-    with pytest.raises(FrameError, match="every pixel"):
-        check_picture(np.full((4, 4, 3), 7, np.uint8))
+    with pytest.raises(FrameError, match="a picture of one colour"):
+        check_sound(Component.VAE_DECODER, np.full((4, 4, 3), 7, np.uint8))
 
 
 def test_a_shorter_story_is_the_beginning_of_the_longer_one(pipeline: StoryPipeline) -> None:
@@ -377,3 +378,17 @@ def test_a_device_that_is_not_there_is_an_error_and_never_a_silent_cpu() -> None
     assert open_backend("auto").reason.startswith("no CUDA")
     with pytest.raises(BackendError, match="auto, cpu, cuda"):
         open_backend("tpu")
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_a_decoder_that_answers_with_one_colour_or_nan_is_told_by_name(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    pipeline = StoryPipeline.from_bundle(tiny_bundle, "cpu", threads=1)
+    decoder = pipeline.model.session(Component.VAE_DECODER)
+    frames = pipeline.draw(Story.from_text("Milo is waving. He is running."), num_inference_steps=1)
+    assert next(frames).index == 0
+    broken = {"image": np.full((1, 3, 32, 32), value, np.float32)}
+    monkeypatch.setattr(decoder, "run", lambda inputs: broken)
+    with pytest.raises(FrameError, match="`vae_decoder` answered with (a picture|NaN)"):
+        next(frames)

@@ -1,0 +1,52 @@
+"""A checkpoint as the runtime sees it: the facts of the bundle that is made of it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from storyv_lite.bundle import Bundle
+from storyv_lite.checkpoint import find_checkpoint, open_checkpoint, trained_frames
+from storyv_lite.components import Component
+from storyv_lite.errors import BundleError
+
+
+def test_a_checkpoint_tells_what_its_bundle_tells(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
+    ours, theirs = open_checkpoint(tiny_checkpoint), Bundle.open(tiny_bundle)
+    assert ours.model == theirs.model and ours.characters == theirs.characters
+    assert ours.tokenizers == theirs.tokenizers and ours.vocabulary == theirs.vocabulary
+    assert ours.sha256 == theirs.provenance["checkpoint_sha256"]
+    assert set(ours.components) == set(Component)
+    for entry in ours.files():
+        assert ours.file(entry.file).is_file()
+
+
+def test_a_name_means_a_folder_of_checkpoints_and_a_path_means_itself(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "checkpoints" / "mine")
+    assert find_checkpoint("mine", tmp_path) == tmp_path / "checkpoints" / "mine"
+    assert find_checkpoint("checkpoints/mine", tmp_path) == tmp_path / "checkpoints" / "mine"
+    assert find_checkpoint(tiny_checkpoint, tmp_path) == tiny_checkpoint
+    with pytest.raises(BundleError, match="`other` is no checkpoint"):
+        find_checkpoint("other", tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["sampler", "vocabulary.json", "unet/model.safetensors"])
+def test_an_unfinished_checkpoint_is_refused(tiny_checkpoint: Path, tmp_path: Path, lost: str) -> None:
+    folder = tmp_path / "unfinished"
+    shutil.copytree(tiny_checkpoint, folder)
+    if (folder / lost).is_file():
+        (folder / lost).unlink()
+    else:
+        record = json.loads((folder / "checkpoint.json").read_text())
+        del record[lost]
+        (folder / "checkpoint.json").write_text(json.dumps(record))
+    with pytest.raises(BundleError, match=lost) as caught:
+        open_checkpoint(folder)
+    assert "storyv-lite train" in caught.value.hint
+
+
+def test_a_model_trained_before_contexts_had_a_limit_reads_what_it_was_trained_on() -> None:
+    assert trained_frames({"align": {"max_frames": 16}}) == 16
