@@ -156,7 +156,8 @@ def describe(config: TrainConfig, out: Path) -> None:
     write_json(out / "vocabulary.json", corpus.vocabulary())
     lines = "".join(json.dumps(_calibration(config.seed, i)) + "\n" for i in range(CALIBRATION_STORIES))
     write_atomically(out / "calibration.jsonl", lambda new: _write_text(new, lines))
-    facts = {
+    kept: dict[str, Any] = {name: old[name] for name in ("judge", "context") if name in old}
+    facts: dict[str, Any] = {
         "preset": config.preset,
         "created": old.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
@@ -170,7 +171,7 @@ def describe(config: TrainConfig, out: Path) -> None:
         "merge_step": _merge_step(config),
         "first_frame": "char_ldm",
         "train_config": as_dict(config),
-        **{name: old[name] for name in ("judge", "context") if name in old},
+        **kept,
     }
     write_checkpoint(out, facts)
 
