@@ -173,7 +173,7 @@ def _from_receipt(content: bytes) -> Journal:
         {name: receipt["settings"][name] for name in KNOWN},
         _known(receipt["bundle"]),
         {**made_with, "provider": receipt["device"]["provider"]},
-        tuple(frames[take.frame + 1] for take in story.order),  # of a replaced take only the frame counts
+        _records(story, frames),
         tuple(receipt.get("resumed", ())),
         receipt.get("branch_of", ""),
     )
@@ -183,6 +183,15 @@ def _known(bundle: Mapping[str, Any]) -> dict[str, str]:
     """What a journal keeps of a bundle. Raises `KeyError`."""
     kept = {name: str(bundle[name]) for name in ("name", "sha256")}
     return kept | ({"precision": str(bundle["precision"])} if "precision" in bundle else {})
+
+
+def _records(story: Story, frames: Mapping[int, Record]) -> tuple[Record, ...]:
+    """One record per take; the picture of a replaced one is gone, so no file is as it was."""
+    last = {take.frame: place for place, take in enumerate(story.order)}
+    return tuple(
+        frames[take.frame + 1] if last[take.frame] == place else {"frame": take.frame + 1, "sha256": ""}
+        for place, take in enumerate(story.order)
+    )
 
 
 def _story(value: Any) -> Story:

@@ -33,7 +33,7 @@ from storyv_lite.runtime.images import Pixels, png
 from storyv_lite.runtime.journal import JOURNAL, RECEIPT, Journal, Record
 from storyv_lite.runtime.pipeline import Frame, OnProgress, Settings, StoryPipeline
 from storyv_lite.runtime.storyboard import Panel, blank, page, sheet
-from storyv_lite.runtime.takes import captions_at, run
+from storyv_lite.runtime.takes import captions_at, overdrawn, run
 from storyv_lite.story import Story
 
 SCHEMA = 1
@@ -76,14 +76,13 @@ class StoryboardFolder:
         `OSError`.
         """
         self._settle_names()
-        lost = [
+        bad = {
             frame
             for frame, record in enumerate(self.journal.shown())
             if record is not None and (retry if "error" in record else self._hash(frame) != record["sha256"])
-        ]
-        pending = self.journal.pending
-        if pending and lost == [pending[0].frame]:
-            lost = []  # its file may be the new one already, with the journal not knowing yet
+        }
+        # A kill may come between a redrawn frame and its line: bad alone, such a frame is no loss.
+        lost = sorted(bad) if bad - overdrawn(self.journal.pending) else []
         self.journal = self.journal.without(lost)
         if self.journal.pending:
             if resumed or lost:
@@ -199,9 +198,11 @@ class StoryboardFolder:
         here = {record["frame"] for record in self.journal.records}
         for file in self.folder.glob("frame-*.png"):
             match = FRAME_FILE.fullmatch(file.name)
-            if match is None or file.name == self._name(int(match[1]) - 1):
+            if match is None:
                 continue
             number = int(match[1])
+            if number <= count and file.name == self._name(number - 1):
+                continue
             target = self.folder / self._name(number - 1)
             if number in here and number <= count and not target.exists():
                 file.rename(target)

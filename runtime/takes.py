@@ -7,6 +7,7 @@ gives the same bytes.
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 
 from storyv_lite.story import Caption, Story, Take
 
@@ -55,6 +56,12 @@ def extended(takes: Sequence[Take], captions: Sequence[Caption]) -> list[Take]:
     """`takes` and one for each new caption behind the last frame."""
     count = len({take.frame for take in takes})
     return [*takes, *(Take(count + place, caption) for place, caption in enumerate(captions))]
+
+
+def overdrawn(pending: Sequence[Take]) -> set[int]:
+    """Frames that are drawn before anything is drawn behind them: what their files hold does not matter."""
+    highest = accumulate((take.frame for take in pending), max)
+    return {take.frame for take, reached in zip(pending, highest, strict=True) if take.frame == reached}
 
 
 def intact(takes: Sequence[Take], bad: Collection[int]) -> int:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from storyv_lite.runtime.takes import captions_at, extended, intact, live, redrawn, run, tell
+from storyv_lite.runtime.takes import captions_at, extended, intact, live, overdrawn, redrawn, run, tell
 from storyv_lite.story import Caption, Take
 
 
@@ -56,6 +56,15 @@ def test_redrawing_is_one_take_and_with_follow_one_for_each_frame_after_it() -> 
     new = Caption("other", 7)
     assert redrawn(order, {1: new}, follow=False) == [*order, Take(1, new)]
     assert redrawn(order, {1: new}, follow=True) == [*order, Take(1, new), order[2]]
+
+
+@pytest.mark.parametrize(
+    ("pending", "frames"), [((2, 5), {2, 5}), ((5, 2), {5}), ((1, 2, 1), {1, 2}), ((), set())]
+)
+def test_a_file_does_not_matter_when_its_frame_is_drawn_before_it_is_read(
+    pending: tuple[int, ...], frames: set[int]
+) -> None:
+    assert overdrawn(takes(*pending)) == frames
 
 
 def test_a_longer_story_goes_on_behind_its_last_frame() -> None:
