@@ -179,6 +179,12 @@ def _from_receipt(content: bytes) -> Journal:
     )
 
 
+def _known(bundle: Mapping[str, Any]) -> dict[str, str]:
+    """What a journal keeps of a bundle. Raises `KeyError`."""
+    kept = {name: str(bundle[name]) for name in ("name", "sha256")}
+    return kept | ({"precision": str(bundle["precision"])} if "precision" in bundle else {})
+
+
 def _records(story: Story, frames: Mapping[int, Record]) -> tuple[Record, ...]:
     """One record per take; the picture of a replaced one is gone, so no file is as it was."""
     last = {take.frame: place for place, take in enumerate(story.order)}
@@ -186,12 +192,6 @@ def _records(story: Story, frames: Mapping[int, Record]) -> tuple[Record, ...]:
         frames[take.frame + 1] if last[take.frame] == place else {"frame": take.frame + 1, "sha256": ""}
         for place, take in enumerate(story.order)
     )
-
-
-def _known(bundle: Mapping[str, Any]) -> dict[str, str]:
-    """What a journal keeps of a bundle. Raises `KeyError`."""
-    kept = {name: str(bundle[name]) for name in ("name", "sha256")}
-    return kept | ({"precision": str(bundle["precision"])} if "precision" in bundle else {})
 
 
 def _story(value: Any) -> Story:

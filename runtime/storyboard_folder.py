@@ -198,9 +198,11 @@ class StoryboardFolder:
         here = {record["frame"] for record in self.journal.records}
         for file in self.folder.glob("frame-*.png"):
             match = FRAME_FILE.fullmatch(file.name)
-            if match is None or file.name == self._name(int(match[1]) - 1):
+            if match is None:
                 continue
             number = int(match[1])
+            if number <= count and file.name == self._name(number - 1):
+                continue
             target = self.folder / self._name(number - 1)
             if number in here and number <= count and not target.exists():
                 file.rename(target)

@@ -333,10 +333,8 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
 
 def _parse(path: Path, manifest: Mapping[str, Any], digest: str) -> Bundle:
     model = manifest["model"]
-    if model["first_frame"] not in FIRST_FRAMES:
-        raise ValueError(
-            f"`first_frame` is `{model['first_frame']}`, one of {', '.join(FIRST_FRAMES)} is needed"
-        )
+    if (first := model["first_frame"]) not in FIRST_FRAMES:
+        raise ValueError(f"`first_frame` is `{first}`, one of {', '.join(FIRST_FRAMES)} is needed")
     components = {Component(name): record["variants"] for name, record in manifest["components"].items()}
     return Bundle(
         path=path,
@@ -349,7 +347,7 @@ def _parse(path: Path, manifest: Mapping[str, Any], digest: str) -> Bundle:
             scheduler=dict(model["scheduler"]),
             sampler=_record(Sampler, model["sampler"]),
             merge_step=_record(MergeStep, model["merge_step"]),
-            first_frame=model["first_frame"],
+            first_frame=first,
             context=_record(Context, model["context"]),
         ),
         components={name: tuple(map(_variant, variants)) for name, variants in components.items()},
