@@ -4,6 +4,7 @@ Knows the operating system's counters, no framework. Peak resident memory is `Vm
 process itself: a child's `ru_maxrss` starts at its parent's size and so measures the parent.
 """
 
+import ctypes
 import os
 import re
 import subprocess
@@ -89,3 +90,13 @@ def device_memory(pid: int | None = None) -> int | None:
 def usable_cores() -> int:
     """Cores this process may run on, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def return_freed_memory() -> None:
+    """Tell glibc to give large blocks back as soon as they are freed.
+
+    By itself it learns from the first large ones to keep those that follow: a model that is converted layer
+    by layer then holds every layer's scratch to the end (measured: 250 to 400 MiB instead of 90 for 200 MB).
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-3, 2**18)  # M_MMAP_THRESHOLD, which setting keeps from growing

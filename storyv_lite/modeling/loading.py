@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from storyv_lite.checkpoint import TOKEN_ROWS, WEIGHTS
 from storyv_lite.errors import BundleError
+from storyv_lite.memory import return_freed_memory
 from storyv_lite.modeling.checkpoints import misfit, new_component, refuse_misfits
 from storyv_lite.tensors import StoredTensor, open_tensors
 
@@ -42,6 +43,7 @@ def load_onto(
     """
     from accelerate import init_empty_weights
 
+    return_freed_memory()
     with init_empty_weights(include_buffers=False):  # buffers that are in no file are computed here
         module = new_component(folder)
     own = module.state_dict()
