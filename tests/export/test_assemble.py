@@ -263,6 +263,7 @@ def test_stories_are_held_to_the_loosest_scheme_in_the_bundle() -> None:
     assert failures(sound, {"unet": "fp16", "mapper": "fp16"}, {**story, "latent_cosine": 0.5}) != [failure]
 
 
+@pytest.mark.slow
 def test_a_degraded_bundle_is_written_only_when_allowed_and_says_so_when_it_draws(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
