@@ -4,7 +4,6 @@ Knows how to train a few modules for a number of steps, not what they are. Every
 function of (seed, stage, n), so an exact resume needs weights and optimizer moments, no generator states.
 """
 
-import ctypes
 import json
 import math
 import random
@@ -27,6 +26,7 @@ from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 
 from storyv_lite.config import StageConfig
+from storyv_lite.memory import keep_freed_memory
 from storyv_lite.modeling.checkpoints import (
     has_component,
     load_weights,
@@ -83,20 +83,6 @@ def precision(settings: StageConfig, device: torch.device) -> str:
     if device.type != "cpu":
         return "no"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: every step frees and asks for the same large blocks.
-
-    Given back to the system and zeroed again, they cost a third of a training step on the CPU (measured).
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for parameter, value in (
-            (-4, 0),
-            (-1, 2**31 - 1),
-            (-2, 2**26),
-        ):  # M_MMAP_MAX, TRIM_THRESHOLD, TOP_PAD
-            libc.mallopt(parameter, value)
 
 
 def run_stage(
