@@ -122,7 +122,9 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     Raises `BundleError` when an earlier stage has not been trained yet.
     """
     settings, shape = config.align, config.model
-    needed = ("language_model", "text_encoder", "character_encoder", "fusion", "vision_encoder", "unet")
+    needed = ["language_model", "text_encoder", "character_encoder", "fusion", "vision_encoder"]
+    if settings.diffusion_loss_scale:
+        needed.append("unet")
     for name in needed:
         if not has_component(out / name):
             raise BundleError(f"`{out / name}` is missing", hint="storyv-lite train")
