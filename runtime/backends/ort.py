@@ -153,8 +153,8 @@ class OrtCacheStorage:
             for buffer in self.buffers.values()
         )
 
-    def to_host(self, length: int) -> Tensors:
-        return {name: _numpy(buffer)[:, :, :length].copy() for name, buffer in self.buffers.items()}
+    def to_host(self, stop: int, start: int = 0) -> Tensors:
+        return {name: _numpy(buffer)[:, :, start:stop].copy() for name, buffer in self.buffers.items()}
 
     def from_host(self, tensors: Tensors) -> None:
         for name, buffer in self.buffers.items():
