@@ -1,6 +1,5 @@
 """A story of any length in a context of bounded size: what is read, what is read anew, what is kept of it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from storyv_lite.errors import ConfigError
 from storyv_lite.modeling.components import LanguageModel
 from storyv_lite.prompt import history, query
 from storyv_lite.runtime.backends import open_backend, open_torch_backend
+from storyv_lite.runtime.backends.base import CacheStorage
 from storyv_lite.runtime.backends.pytorch import TorchLanguageSession
 from storyv_lite.runtime.context_size import bytes_per_token, computed_width, parse_tokens, stored_width
 from storyv_lite.runtime.images import Pixels
@@ -146,8 +146,13 @@ def test_between_reads_only_narrow_keys_and_values_are_there(
 ) -> None:
     made: list[int] = []
     session = model.language.session
-    new_cache: Callable[[int], object] = session.new_cache
-    monkeypatch.setattr(session, "new_cache", lambda capacity: made.append(capacity) or new_cache(capacity))
+    new_cache = session.new_cache
+
+    def counted(capacity: int) -> CacheStorage:
+        made.append(capacity)
+        return new_cache(capacity)
+
+    monkeypatch.setattr(session, "new_cache", counted)
     cache = model.language.new_cache(300, width)
     assert cache.nbytes == 300 * bytes_per_token(model.dims, width) and not made
     model.language.read([], model.piece(0, query(TOLD[0])), cache)
