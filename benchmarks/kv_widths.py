@@ -42,7 +42,9 @@ class Likeness:
     bytes_per_token: int
     lowest: float  # cosine of any frame, its [IMG] states as one vector
     mean: float
-    lowest_token: float  # cosine of any single [IMG] state
+    lowest_state: float  # cosine of any single [IMG] state
+    states: int
+    states_below: int  # the bound
 
 
 def states_of(model: "Model", story: "ToonStory", width: str | None) -> NDArray[np.float32]:
@@ -73,7 +75,9 @@ def compare(model: "Model", stories: Sequence["ToonStory"]) -> list[Likeness]:
             tokens.append(_cosines(found, true))
         alike, single = np.concatenate(frames), np.concatenate(tokens)
         lowest, mean = float(alike.min()), float(alike.mean())
-        rows.append(Likeness(width, model.token_bytes(width), lowest, mean, float(single.min())))
+        below = int((single < BOUND).sum())
+        size, worst = model.token_bytes(width), float(single.min())
+        rows.append(Likeness(width, size, lowest, mean, worst, single.size, below))
     return rows
 
 
@@ -107,10 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoryVError as fault:
         print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
         return fault.exit_code
-    table = [["width", "bytes per token", "lowest cosine", "mean cosine", "lowest of one [IMG] state"]]
+    table = [["width", "bytes per token", "lowest of a frame", "mean", "lowest of one [IMG] state"]]
+    table[0].append(f"states below {BOUND}")
     for one in rows:
-        cosines = (f"{value:.6f}" for value in (one.lowest, one.mean, one.lowest_token))
-        table.append([one.width, f"{one.bytes_per_token:,}", *cosines])
+        cosines = (f"{value:.6f}" for value in (one.lowest, one.mean, one.lowest_state))
+        below = f"{one.states_below} of {one.states:,}"
+        table.append([one.width, f"{one.bytes_per_token:,}", *cosines, below])
     print(markdown_table(table))
     given = f"--stories {asked.stories} --frames {asked.frames} --seed {asked.seed}"
     result = {

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from math import floor, log10
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, GAP = 860, 150, 70, 20, 34, 62  # pixels; HEIGHT is that of one panel
 INKS = ("#1f5fa8", "#c2410c", "#3d7a37", "#777777")
@@ -19,11 +20,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over one scale, which begins at 0 and ends at `top`, by default a little above the highest."""
+    """Lines over one scale, which begins at 0 and ends at a round number above the highest."""
 
     title: str
     lines: Sequence[Line]
-    top: float | None = None
 
 
 def svg(panels: Sequence[Panel], axis: str) -> str:
@@ -42,7 +42,7 @@ def svg(panels: Sequence[Panel], axis: str) -> str:
 
 def _panel(panel: Panel, y: float, count: int) -> list[str]:
     every = [v for line in panel.lines for v in (*line.values, *([] if line.level is None else [line.level]))]
-    top = panel.top or 1.08 * max(every)
+    top = _round_above(max(every))
 
     def at(value: float) -> float:
         return y + HEIGHT * (1 - value / top)
@@ -68,6 +68,12 @@ def _panel(panel: Panel, y: float, count: int) -> list[str]:
             dash = ""
         parts.append(f'<path d="{path}" fill="none" stroke="{ink}" stroke-width="1.5"{dash}/>')
     return parts
+
+
+def _round_above(value: float) -> float:
+    """The next number with one digit or a half of one."""
+    unit = 10 ** floor(log10(value)) if value > 0 else 1.0
+    return float(next(step * unit for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * unit >= value))
 
 
 def _text(x: float, y: float, text: str, anchor: str, weight: str = "normal", ink: str = "#222") -> str:

@@ -77,6 +77,16 @@ def test_the_receipt_says_what_the_context_held_and_when_it_was_read_anew() -> N
     assert "--context-size 90 --kv-cache int8" in found["command"]
 
 
+def test_the_page_of_the_story_context_names_what_the_receipt_says_of_it() -> None:
+    page = (Path(__file__).parents[1] / "docs/reference/story_context.md").read_text(encoding="utf-8")
+    found = receipt("whole")
+    fields = {
+        *found["context"],
+        *(name for name in found["frames"][0] if "context" in name or "token" in name),
+    }
+    assert len(fields) > 9 and all(f"`{name}`" in page for name in {*fields, "dropped_frames"})
+
+
 def test_a_size_in_bytes_is_the_same_cap_at_the_width_of_the_cache() -> None:
     size = f"{90 * 8 * 36}B"
     code, _ = run("render", "day.txt", "-o", "other", *QUICK, "--context-size", size, "--kv-cache", "int8")
