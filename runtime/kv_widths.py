@@ -5,7 +5,9 @@ all of them into storage of the session's own, which is given back when it ends,
 reads see rounded keys and values, this one sees its own unrounded. Rounding is to the nearest, ties to even.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +29,24 @@ def narrow(name: str, wide: NDArray[np.float32], width: str) -> Tensors:
     return {name: np.rint(steps).astype(np.int8), name + SCALE: scale.astype(np.float32)}
 
 
-def widen(name: str, tensors: Tensors) -> NDArray[np.float32]:
-    """What `narrow` stands for, in float32."""
-    wide: NDArray[np.float32] = tensors[name].astype(np.float32)
-    return wide * tensors[name + SCALE] if name + SCALE in tensors else wide
+class Widened(Mapping[str, NDArray[np.float32]]):
+    """What narrow tensors stand for, in float32; each is made when it is asked for, one at a time."""
+
+    def __init__(self, tensors: Tensors, length: int) -> None:
+        """Of their first `length` tokens."""
+        self._tensors, self._length = tensors, length
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        wide: NDArray[np.float32] = self._tensors[name][:, :, : self._length].astype(np.float32)
+        if name + SCALE in self._tensors:
+            wide *= self._tensors[name + SCALE][:, :, : self._length]
+        return wide
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._tensors if not name.endswith(SCALE))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 @dataclass
@@ -60,7 +76,7 @@ class NarrowStorage:
     def to_host(self, stop: int, start: int = 0) -> Tensors:
         return {name: array[:, :, start:stop].copy() for name, array in self.arrays.items()}
 
-    def from_host(self, tensors: Tensors) -> None:
+    def from_host(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         for name, array in self.arrays.items():
             array[:, :, : tensors[name].shape[2]] = tensors[name]
 
@@ -71,8 +87,7 @@ class NarrowStorage:
         total = past_length + inputs_embeds.shape[1]
         wide = session.new_cache(total)
         if past_length:
-            past = {name: array[:, :, :past_length] for name, array in self.arrays.items()}
-            wide.from_host({name: widen(name, past) for name in past if not name.endswith(SCALE)})
+            wide.from_host(Widened(self.arrays, past_length))
         states = session.read(inputs_embeds, wide, past_length)
         for name, fresh in wide.to_host(total, past_length).items():
             for short, rounded in narrow(name, fresh.astype(np.float32, copy=False), self.width).items():

@@ -40,7 +40,7 @@ class CacheStorage(Protocol):
         Named `key.LAYER` and `value.LAYER`, (1, heads, tokens, head_dim).
         """
 
-    def from_host(self, tensors: Tensors) -> None:
+    def from_host(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Put what `to_host` gave of the first tokens back."""
 
 

@@ -153,7 +153,7 @@ class TorchCacheStorage:
     def to_host(self, stop: int, start: int = 0) -> Tensors:
         return {name: _numpy(buffer[:, :, start:stop]).copy() for name, buffer in self._named()}
 
-    def from_host(self, tensors: Tensors) -> None:
+    def from_host(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         for name, buffer in self._named():
             kept = torch.from_numpy(tensors[name])
             buffer[:, :, : kept.shape[2]] = kept.to(buffer.device, buffer.dtype)

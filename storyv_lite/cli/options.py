@@ -26,8 +26,8 @@ ContextSizeOption = Annotated[
     typer.Option(
         "--context-size",
         metavar="SIZE",
-        help="What the language model may hold of a story: tokens (2000) or memory (512MiB) [default: the "
-        "bundle's limit].",
+        help="What the language model may hold of a story, in tokens (2000) or memory (512MiB); beyond it "
+        "earlier frames are left out [default: the bundle's limit].",
     ),
 ]
 KvCacheOption = Annotated[
@@ -35,7 +35,8 @@ KvCacheOption = Annotated[
     typer.Option(
         "--kv-cache",
         metavar="WIDTH",
-        help="What that is stored in: fp32, fp16 or int8 [default: as computed].",
+        help="What that is stored in: fp32, fp16 or int8; narrower is smaller and less exact "
+        "[default: as computed].",
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Write although something is there.")]

@@ -11,7 +11,7 @@ from storyv_lite.errors import BundleError
 from storyv_lite.prompt import history, query
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.kv_cache import KVCache
-from storyv_lite.runtime.kv_widths import narrow, widen
+from storyv_lite.runtime.kv_widths import Widened, narrow
 from storyv_lite.runtime.model import Model
 
 CAPTIONS = ("Milo is waving in the meadow.", "He is holding a red balloon.", "Luna is running to him there.")
@@ -91,7 +91,7 @@ def test_eight_bits_are_as_near_as_half_a_step_and_keep_zeros_and_the_largest() 
     wide[0, 1, 7] = 0
     tensors = narrow("key.0", wide, "int8")
     assert tensors["key.0"].dtype == np.int8 and tensors["key.0.scale"].shape == (1, 2, 50, 1)
-    back = widen("key.0", tensors)
+    back = Widened(tensors, 50)["key.0"]
     step = np.abs(wide).max(axis=-1, keepdims=True) / 127
     assert (np.abs(back - wide) <= step / 2 + 1e-6).all() and not back[0, 1, 7].any()
     np.testing.assert_allclose(np.abs(back).max(axis=-1), np.abs(wide).max(axis=-1), rtol=1e-6)
@@ -100,5 +100,5 @@ def test_eight_bits_are_as_near_as_half_a_step_and_keep_zeros_and_the_largest() 
 
 def test_sixteen_bits_come_back_as_they_were_rounded() -> None:
     wide = np.random.default_rng(0).standard_normal((1, 2, 5, 32)).astype(np.float32)
-    back = widen("key.0", narrow("key.0", wide, "fp16"))
+    back = Widened(narrow("key.0", wide, "fp16"), 5)["key.0"]
     assert back.dtype == np.float32 and np.array_equal(back, wide.astype(np.float16).astype(np.float32))
