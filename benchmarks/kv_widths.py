@@ -2,12 +2,13 @@
 
 Run `python -m storyv_lite.benchmarks.kv_widths [--stories N] [--frames F] [--write]`. Unseen stories of the
 cartoon world are read with their real pictures, once per width; nothing is drawn. Longer stories than the
-context are read in a reduced one, as when they are drawn. A cosine below the bound is exit code 1.
+context are read in a reduced one, as when they are drawn. A frame below the bound is exit code 1.
 """
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.benchmarks.machine import versions
+from storyv_lite.benchmarks.machine import this_machine, versions
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import Bundle, find_bundle
 from storyv_lite.errors import StoryVError
@@ -40,6 +41,7 @@ class Likeness:
 
     width: str
     bytes_per_token: int
+    read_ms: float  # of the processor, to read a frame
     lowest: float  # cosine of any frame, its [IMG] states as one vector
     mean: float
     lowest_state: float  # cosine of any single [IMG] state
@@ -47,8 +49,8 @@ class Likeness:
     states_below: int  # the bound
 
 
-def states_of(model: "Model", story: "ToonStory", width: str | None) -> NDArray[np.float32]:
-    """(frames, image_tokens, hidden) of a story read behind its real pictures."""
+def states_of(model: "Model", story: "ToonStory", width: str | None) -> tuple[NDArray[np.float32], float]:
+    """(frames, image_tokens, hidden) of a story read behind its real pictures, and seconds per reading."""
     from storyv_lite.runtime.story_context import StoryContext
     from storyv_lite.story import Caption
     from storyv_lite.train.toonworld import draw
@@ -56,28 +58,32 @@ def states_of(model: "Model", story: "ToonStory", width: str | None) -> NDArray[
     captions = [Caption(frame.reference) for frame in story.frames]
     size = model.dims.image_size
     context = StoryContext(model, captions, True, model.bundle.model.context, width)
-    found = []
+    found, seconds = [], 0.0
     for index, frame in enumerate(story.frames):
+        start = time.process_time()
         found.append(context.read(index, frame.reference)[0])
+        seconds += time.process_time() - start
         context.remember(index, frame.reference, draw.render(frame.scene, size).image)
-    return np.stack(found)
+    return np.stack(found), seconds / len(found)
 
 
 def compare(model: "Model", stories: Sequence["ToonStory"]) -> list[Likeness]:
-    """One row per narrow width."""
-    wide = [states_of(model, story, None) for story in stories]
+    """One row per width, the one they are computed in first."""
+    wide = [states_of(model, story, None)[0] for story in stories]
     rows = []
-    for width in NARROW:
-        frames, tokens = [], []
+    for width in (None, *NARROW):
+        frames, tokens, times = [], [], []
         for story, true in zip(stories, wide, strict=True):
-            found = states_of(model, story, width)
+            found, seconds = states_of(model, story, width)
+            times.append(1000 * seconds)
             frames.append(_cosines(found.reshape(len(true), -1), true.reshape(len(true), -1)))
             tokens.append(_cosines(found, true))
         alike, single = np.concatenate(frames), np.concatenate(tokens)
         lowest, mean = float(alike.min()), float(alike.mean())
         below = int((single < BOUND).sum())
-        size, worst = model.token_bytes(width), float(single.min())
-        rows.append(Likeness(width, size, lowest, mean, worst, single.size, below))
+        name, size = width or model.language.width, model.token_bytes(width)
+        took, worst = round(float(np.mean(times)), 2), float(single.min())
+        rows.append(Likeness(name, size, took, lowest, mean, worst, single.size, below))
     return rows
 
 
@@ -105,26 +111,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from storyv_lite.train.toonworld.stories import sample_story
 
         bundle = Bundle.open(find_bundle(asked.bundle)[0])
-        model = Model(bundle, open_backend("cpu"))
+        model = Model(bundle, open_backend("cpu", threads=1))
         seed = partial(story_seed, "test", asked.seed)
         rows = compare(model, [sample_story(seed(i), asked.frames, "test") for i in range(asked.stories)])
     except StoryVError as fault:
         print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
         return fault.exit_code
-    table = [["width", "bytes per token", "lowest of a frame", "mean", "lowest of one [IMG] state"]]
+    table = [
+        [
+            "width",
+            "bytes per token",
+            "read a frame, ms",
+            "lowest of a frame",
+            "mean",
+            "lowest of one [IMG] state",
+        ]
+    ]
     table[0].append(f"states below {BOUND}")
     for one in rows:
         cosines = (f"{value:.6f}" for value in (one.lowest, one.mean, one.lowest_state))
         below = f"{one.states_below} of {one.states:,}"
-        table.append([one.width, f"{one.bytes_per_token:,}", *cosines, below])
+        table.append([one.width, f"{one.bytes_per_token:,}", f"{one.read_ms:.1f}", *cosines, below])
     print(markdown_table(table))
     given = f"--stories {asked.stories} --frames {asked.frames} --seed {asked.seed}"
     result = {
         "schema": 1,
         "command": f"{COMMAND} {given} --write",
         "versions": versions(),
+        "machine": this_machine().as_dict(),
         "bundle": {"name": bundle.name, "sha256": bundle.sha256},
-        "wide_bytes_per_token": model.token_bytes(None),
         "rows": [asdict(one) for one in rows],
         "bound": BOUND,
         "held": all(one.lowest >= BOUND for one in rows),

@@ -92,5 +92,7 @@ def test_narrow_keys_and_values_are_compared_over_toon_stories(pipeline: StoryPi
     from storyv_lite.train.toonworld.stories import sample_story
 
     rows = compare(pipeline.model, [sample_story(1, 4, "test")])
-    assert [one.width for one in rows] == ["fp16", "int8"]
-    assert all(BOUND < one.lowest <= one.mean <= 1 + 1e-9 for one in rows) and rows[0].lowest < 1
+    assert [one.width for one in rows] == ["fp32", "fp16", "int8"]
+    assert [one.bytes_per_token for one in rows] == [8 * 128, 8 * 64, 8 * 36]
+    assert all(BOUND < one.lowest <= one.mean <= 1 + 1e-9 for one in rows)
+    assert rows[0].lowest == pytest.approx(1, abs=1e-9) and rows[1].lowest < rows[0].lowest
