@@ -28,6 +28,7 @@ from storyv_lite.checkpoint import TORCH
 from storyv_lite.errors import StoryVError
 from storyv_lite.memory import format_bytes, resident_memory
 from storyv_lite.runtime.backends.base import Backend
+from storyv_lite.runtime.context_size import stored_width
 from storyv_lite.runtime.disk import link_file, write_file
 from storyv_lite.runtime.images import Pixels, png
 from storyv_lite.runtime.journal import JOURNAL, RECEIPT, Journal, Record
@@ -116,6 +117,8 @@ class StoryboardFolder:
                 settings["guidance_scale"],
                 told,
                 finished=self._pictures(first),
+                context_size=settings["context_tokens"],
+                kv_cache=settings["kv_cache"],
             )
             drawn = islice(frames, count)
             while len(self.journal.records) < begin + count:
@@ -175,6 +178,9 @@ class StoryboardFolder:
             "tokens_read": frame.tokens_read,
             "context_frames": [index + 1 for index in frame.context],
             "reduced_context": frame.reduced,
+            "dropped_frames": [index + 1 for index in frame.reading.dropped],
+            "rebuilt_context": frame.reading.rebuilt,
+            "tokens_in_cache": frame.reading.tokens_in_cache,
             "timings_ms": {phase: round(value, 1) for phase, value in frame.timings_ms.items()},
         }
         self.journal = self.journal.append(self.folder, record)
@@ -248,6 +254,7 @@ class StoryboardFolder:
             "versions": _versions(backend),
             "unknown_words": list(self.pipeline.unknown_words(self.journal.story)),
             "seconds": round(seconds, 2),
+            "context": self._context(),
             "memory_bytes": asdict(resident_memory()),
             "resumed": list(self.journal.resumed),
             "branch_of": self.journal.branch_of,
@@ -256,6 +263,21 @@ class StoryboardFolder:
                 for record in self.journal.shown()
                 if record is not None
             ],
+        }
+
+    def _context(self) -> dict[str, Any]:
+        """What the language model may hold of a story, what it held, and how often it was read anew."""
+        pipeline, settings = self.pipeline, Settings(**self.journal.settings)
+        limits, backend = pipeline.limits(settings), pipeline.backend
+        shown = [record for record in self.journal.shown() if record is not None]
+        return {
+            "limit_tokens": limits.tokens,
+            "limit_frames": limits.frames,
+            "kv_cache": stored_width(settings.kv_cache, backend.precision, backend.device),
+            "bytes_per_token": pipeline.model.token_bytes(settings.kv_cache),
+            "rebuilds": sum(record.get("rebuilt_context", False) for record in shown),
+            "tokens_read": sum(record.get("tokens_read", 0) for record in shown),
+            "tokens_in_cache": max((record.get("tokens_in_cache", 0) for record in shown), default=0),
         }
 
     def _command(self) -> str:
@@ -269,6 +291,8 @@ class StoryboardFolder:
             words += ["--bundle", bundle.name]
         words += ["--seed", str(settings["seed"]), "--steps", str(settings["num_inference_steps"])]
         words += ["--guidance", str(settings["guidance_scale"]), "--device", backend.device]
+        for option, name in (("--context-size", "context_tokens"), ("--kv-cache", "kv_cache")):
+            words += [] if settings[name] is None else [option, str(settings[name])]
         return shlex.join(words)
 
     def _details(self, receipt: dict[str, Any]) -> list[tuple[str, str]]:

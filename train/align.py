@@ -97,7 +97,7 @@ class Batches:
         pictured = self.config.align.context == "interleaved"
         stories, pictures, answers, frames = [], [], [], []
         for telling in tellings:
-            kept = window(telling.names, rng, drop_prob, self.config.align.context_frames)
+            kept = window(telling.names, telling.placed, rng, drop_prob, self.config.align.context_frames)
             packed = []
             for frame, target in kept:
                 caption, answer = told(telling, frame, rng, original_prob)

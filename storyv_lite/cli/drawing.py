@@ -273,8 +273,8 @@ def _say_reduced(records: list[dict[str, Any]]) -> None:
     reduced = sum(1 for record in records if record.get("reduced_context"))
     if reduced:
         note(
-            f"note: the story is longer than the model's context; {reduced} frames were drawn after those "
-            "that introduce a character and the latest ones (story.json says which)"
+            f"note: the story is longer than the context; {reduced} frames were drawn after those that "
+            "introduce a character, the last that names a place and the latest ones (story.json says which)"
         )
 
 

@@ -14,9 +14,11 @@ from storyv_lite.cli.console import note
 from storyv_lite.cli.drawing import KeepGoingOption, draw_story, resuming, say_complete, take_over, writing
 from storyv_lite.cli.options import (
     BundleOption,
+    ContextSizeOption,
     DeviceOption,
     ForceOption,
     JsonOption,
+    KvCacheOption,
     ProviderOption,
     free_folder,
     holds_something,
@@ -58,6 +60,8 @@ def render(
     guidance: Annotated[
         float | None, typer.Option(metavar="SCALE", help="Guidance scale [default: the bundle's].")
     ] = None,
+    context_size: ContextSizeOption = "",
+    kv_cache: KvCacheOption = "",
     device: DeviceOption = "auto",
     provider: ProviderOption = "auto",
     resume: Annotated[
@@ -103,8 +107,12 @@ def render(
         note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
     backend = pipeline.backend
     note(f"device: {backend.device}, {backend.provider} ({backend.reason})")
-    pipeline.draw(told, seed, steps, guidance)  # checks everything and draws nothing yet
-    wanted = new_journal(told, title, pipeline, pipeline.settings(seed, steps, guidance))
+    settings = pipeline.settings(seed, steps, guidance, context_size or None, kv_cache or None)
+    cap, width = settings.context_tokens, settings.kv_cache
+    pipeline.draw(
+        told, seed, steps, guidance, context_size=cap, kv_cache=width
+    )  # checks, and draws nothing yet
+    wanted = new_journal(told, title, pipeline, settings)
     folder = out or (resume and _unfinished(stem, wanted)) or free_folder(stem, Path())
     make_folder(folder, force or resume)
     resume_command = resuming(folder, bundle or checkpoint, device, keep_going)
