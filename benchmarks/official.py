@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.benchmarks.machine import this_machine, versions
+from storyv_lite.benchmarks.command import failed, heading, tell, write_record
+from storyv_lite.benchmarks.machine import this_machine
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import Bundle, Context, find_bundle
 from storyv_lite.components import Component
@@ -246,17 +246,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         captions, pictures = told_by_the_world(max(asked.frames), bundle.model.dimensions.image_size)
         costs: list[Cost] = []
         for frames in asked.frames:
-            print(f"{frames} frames", file=sys.stderr)
+            tell(f"{frames} frames")
             costs += measure(bundle, captions[:frames], pictures[:frames], asked.rounds, asked.threads)
     except StoryVError as fault:
-        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-        return fault.exit_code
+        return failed(fault)
     record = {
-        "schema": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"{COMMAND} --bundle {asked.bundle} --write" if asked.bundle else f"{COMMAND} --write",
-        "machine": machine.as_dict(),
-        "versions": versions(),
+        **heading(
+            f"{COMMAND} --bundle {asked.bundle} --write" if asked.bundle else f"{COMMAND} --write", machine
+        ),
         "bundle": {
             "name": bundle.name,
             "sha256": bundle.sha256,
@@ -268,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page = markdown(record, costs)
     print(page)
     if asked.write:
-        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8", newline="\n")
+        write_record(RECORD, record)
         DOCUMENT.write_text(page, encoding="utf-8", newline="\n")
         print(f"wrote {RECORD} and {DOCUMENT}")
     print(json.dumps(record))
