@@ -2,7 +2,7 @@
 
 Two measurements, multiplied. A layer's weights are rounded and nothing else; error energy over signal energy
 at the component's output, on inputs that calibration gathered. And per component once: its outputs are
-disturbed by a known share of their energy while a story is drawn, and the squared error of the pictures over
+disturbed by a known share of their energy while stories are drawn, and the squared error of the pictures over
 that share is its price. Errors are taken to add up, which holds while they are small.
 """
 
@@ -74,15 +74,24 @@ def measure_layers(
     return found
 
 
-def prices(wide: Path, story: Mapping[str, Any]) -> dict[Component, float]:
-    """Squared error of pictures in [0, 1] over the share of energy that a component's output is wrong by."""
-    told = Story(tuple(Caption(text) for text in story["captions"][:FRAMES]))
-    bundle = Bundle.open(wide, verify=False)
+def prices(wide: Path, stories: Sequence[Mapping[str, Any]]) -> dict[Component, float]:
+    """Squared error of pictures in [0, 1] over the share of energy that a component's output is wrong by.
 
-    def draw(disturbed: Component | None) -> NDArray[np.float64]:
-        backend: Backend = open_backend("cpu", threads=1)
-        pipeline = StoryPipeline(bundle, _disturbed(backend, disturbed) if disturbed else backend)
-        pictures = [frame.image for frame in pipeline.draw(told, seed=int(story.get("seed", 0)))]
+    The mean over the frames of all `stories`: what one story forgives, another does not.
+    """
+    bundle = Bundle.open(wide, verify=False)
+    backend: Backend = open_backend("cpu", threads=1)
+
+    def draw(wrong: Component | None) -> NDArray[np.float64]:
+        pipeline = StoryPipeline(bundle, _disturbed(backend, wrong) if wrong else backend)
+        pictures = [
+            frame.image
+            for story in stories
+            for frame in pipeline.draw(
+                Story(tuple(Caption(text) for text in story["captions"][:FRAMES])),
+                seed=int(story.get("seed", 0)),
+            )
+        ]
         pipeline.close()
         return np.stack(pictures) / 255.0
 
