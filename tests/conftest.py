@@ -95,6 +95,22 @@ def readable(tiny_bundle: Path) -> Callable[[int, int], int]:
     return find
 
 
+@pytest.fixture(scope="session")
+def run() -> Callable[..., tuple[int, str, str]]:
+    """`storyv-lite` in this process: exit code, what it answered, what it said beside that."""
+    from typer.testing import CliRunner
+
+    from storyv_lite.cli import app
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return call
+
+
 @pytest.fixture
 def small_disk() -> Callable[[int], AbstractContextManager[None]]:
     """A limit on the size of files, which stands for a full disk; it must not outlast what it is for."""

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from storyv_lite.benchmarks import quality
-from storyv_lite.cli import app
 from storyv_lite.errors import BundleError, ConfigError
 from storyv_lite.runtime.pipeline import StoryPipeline
 from storyv_lite.train.toonworld.splits import SPLITS, split_of
 from storyv_lite.train.toonworld.stories import ToonStory
+
+Run = Callable[..., tuple[int, str, str]]
 
 KEYS = (
     "char_acc char_f1 bg_acc bg_f1 char_acc_references action_acc prop_acc frechet_distance clip_t clip_i "
@@ -26,13 +26,6 @@ KEYS = (
 @pytest.fixture(scope="module")
 def pipeline(tiny_bundle: Path) -> StoryPipeline:
     return StoryPipeline.from_bundle(tiny_bundle, "cpu", threads=1)
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def all_seeds(stories: tuple[ToonStory, ...]) -> list[int]:
@@ -56,7 +49,7 @@ def test_captions_are_references_or_spelled_out_or_some_of_each() -> None:
 
 
 def test_eval_prints_every_figure_and_the_last_line_is_json(
-    tiny_bundle: Path, tiny_judge: Path, tmp_path: Path, readable: Callable[[int, int], int]
+    tiny_bundle: Path, tiny_judge: Path, tmp_path: Path, readable: Callable[[int, int], int], run: Run
 ) -> None:
     seed = readable(2, 2)
     asked = ("eval", "--bundle", tiny_bundle, "--judge", tiny_judge, "--stories", 2, "--frames", 2)
@@ -97,7 +90,7 @@ def test_unknown_captions_and_contexts_are_refused(
         quality.evaluate(pipeline, judge, None, stories, context="nothing")
 
 
-def test_without_a_judge_one_error_names_the_option(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_without_a_judge_one_error_names_the_option(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
     code, out, err = run("eval", "--bundle", tiny_bundle, "--judge", tmp_path / "nowhere")
     assert (code, out) == (4, "") and "there is no judge" in err and "--judge PATH" in err
     with pytest.raises(BundleError, match="no judge"):
@@ -119,6 +112,8 @@ def test_another_network_is_no_judge(tiny_checkpoint: Path) -> None:
         quality.load_judge(tiny_checkpoint / "fusion")
 
 
-def test_a_bundle_and_a_checkpoint_exclude_each_other(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+def test_a_bundle_and_a_checkpoint_exclude_each_other(
+    tiny_bundle: Path, tiny_checkpoint: Path, run: Run
+) -> None:
     code, _, err = run("eval", "--bundle", tiny_bundle, "--checkpoint", tiny_checkpoint)
     assert code == 2 and "exclude each other" in err
