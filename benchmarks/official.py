@@ -59,7 +59,7 @@ most {context} frames, this bundle's context, which a longer story is
 [reduced](../decisions/0014-a-reduced-context-with-room-to-grow.md) to and read anew each time.
 
 In favour of the official procedure: its logits are not computed, nor the portraits that it encodes for every
-frame without use. In both, frame 1 is drawn from its caption and the portraits, without reading.
+frame without use. Frame 1 is read in both or in neither, as the bundle has it.
 
 Bundle `{name}` ({sha256}), on {cores} cores of {cpu}, load average before {load}. Versions: {versions}.
 Needs `pip install 'storyv-lite[train]'` for the pictures. Written again by:
