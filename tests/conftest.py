@@ -111,6 +111,31 @@ def run() -> Callable[..., tuple[int, str, str]]:
     return call
 
 
+@pytest.fixture(scope="session")
+def done(run: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """A command that must succeed; what it said beside its answer."""
+
+    def call(*arguments: object) -> str:
+        code, _, err = run(*arguments)
+        assert code == 0, err
+        return err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def refused(run: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """A command that must fail with a code and a hint; what it said."""
+
+    def call(code: int, *arguments: object) -> str:
+        found, out, err = run(*arguments)
+        assert found == code, err
+        assert out == "" and "\n\nhint: " in err
+        return err
+
+    return call
+
+
 @pytest.fixture
 def small_disk() -> Callable[[int], AbstractContextManager[None]]:
     """A limit on the size of files, which stands for a full disk; it must not outlast what it is for."""

@@ -24,6 +24,7 @@ from storyv_lite.runtime.takes import extended
 from storyv_lite.story import Caption
 
 Run = Callable[..., tuple[int, str, str]]
+Said = Callable[..., str]
 
 CAPTIONS = ["Milo is waving.", "He is standing.", "Luna is sitting.", "They have a ball.", "Milo waves."]
 QUICK = ("--steps", "2", "--seed", "3")
@@ -49,31 +50,6 @@ def drawn(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory, run: Run)
 def work(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def done(run: Run) -> Callable[..., str]:
-    """A command that must succeed; what it said beside its answer."""
-
-    def call(*arguments: str | Path) -> str:
-        code, _, err = run(*arguments)
-        assert code == 0, err
-        return err
-
-    return call
-
-
-@pytest.fixture
-def refused(run: Run) -> Callable[..., str]:
-    """A command that must fail with a code and a hint; what it said."""
-
-    def call(code: int, *arguments: str | Path) -> str:
-        found, out, err = run(*arguments)
-        assert found == code, err
-        assert out == "" and "\n\nhint: " in err
-        return err
-
-    return call
 
 
 def stop(count: int, folder: str = "day-storyboard", source: str = "whole") -> Path:
@@ -106,9 +82,7 @@ def receipt(folder: str | Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("count", [0, 2, 5])
-def test_a_stopped_story_goes_on_to_the_bytes_of_an_unbroken_one(
-    count: int, done: Callable[..., str]
-) -> None:
+def test_a_stopped_story_goes_on_to_the_bytes_of_an_unbroken_one(count: int, done: Said) -> None:
     folder = stop(count)
     err = done("render", "day.txt", "--resume", *QUICK)
     assert "folder: day-storyboard (the newest unfinished one of this story)" in err
@@ -127,7 +101,7 @@ def test_the_reference_page_names_every_key_of_the_journal() -> None:
     assert first.keys() <= {"frame", "seed", *receipt("whole")["frames"][0]}  # type: ignore[index]
 
 
-def test_a_torn_journal_and_a_torn_frame_cost_only_what_came_after_them(done: Callable[..., str]) -> None:
+def test_a_torn_journal_and_a_torn_frame_cost_only_what_came_after_them(done: Said) -> None:
     folder = stop(5)
     journal = folder / JOURNAL
     journal.write_bytes(journal.read_bytes()[:-30])
@@ -139,7 +113,7 @@ def test_a_torn_journal_and_a_torn_frame_cost_only_what_came_after_them(done: Ca
     assert pictures(folder) == pictures("whole") and not list(folder.glob(".*"))
 
 
-def test_a_damaged_frame_of_a_finished_story_is_drawn_again(done: Callable[..., str], run: Run) -> None:
+def test_a_damaged_frame_of_a_finished_story_is_drawn_again(done: Said, run: Run) -> None:
     Path("whole/frame-04.png").unlink()
     before = pictures("whole")
     assert "drawn again from frame 4" in done("render", "day.txt", "--resume", "-o", "whole", *QUICK)
@@ -147,7 +121,7 @@ def test_a_damaged_frame_of_a_finished_story_is_drawn_again(done: Callable[..., 
     assert run("render", "day.txt", "--resume", "-o", "whole", *QUICK)[1].startswith("nothing to do")
 
 
-def test_resuming_what_is_not_there_begins_at_frame_1(done: Callable[..., str]) -> None:
+def test_resuming_what_is_not_there_begins_at_frame_1(done: Said) -> None:
     Path("empty").mkdir()
     for folder in ("empty", "missing"):
         done("render", "day.txt", "--resume", "-o", folder, *QUICK)
@@ -157,7 +131,7 @@ def test_resuming_what_is_not_there_begins_at_frame_1(done: Callable[..., str]) 
     assert pictures("day-storyboard-2") == pictures("whole")
 
 
-def test_the_newest_unfinished_folder_of_the_same_story_is_taken(done: Callable[..., str]) -> None:
+def test_the_newest_unfinished_folder_of_the_same_story_is_taken(done: Said) -> None:
     stop(1), stop(2, "day-storyboard-2")
     Path("other.txt").write_text("Luna is sitting.")
     done("render", "other.txt", "-o", "day-storyboard-3", "--steps", "1")
@@ -169,7 +143,7 @@ def test_the_newest_unfinished_folder_of_the_same_story_is_taken(done: Callable[
 
 
 def test_another_story_other_settings_and_another_bundle_are_refused_and_named(
-    refused: Callable[..., str],
+    refused: Said,
 ) -> None:
     stop(2)
     Path("other.txt").write_text("title: A day\n" + "\n".join([*CAPTIONS[:4], "Luna waves."]))
@@ -192,7 +166,7 @@ def test_another_story_other_settings_and_another_bundle_are_refused_and_named(
     assert "cannot be read" in refused(2, "continue", "day-storyboard")
 
 
-def test_other_versions_and_threads_are_said_and_do_not_stop_the_story(done: Callable[..., str]) -> None:
+def test_other_versions_and_threads_are_said_and_do_not_stop_the_story(done: Said) -> None:
     folder = stop(4)
     journal = (folder / JOURNAL).read_text().replace('"onnxruntime": "', '"onnxruntime": "0.')
     (folder / JOURNAL).write_text(journal.replace('"threads": ', '"threads": 9'))
@@ -200,7 +174,7 @@ def test_other_versions_and_threads_are_said_and_do_not_stop_the_story(done: Cal
     assert "bytes may differ" in err and "onnxruntime 0." in err and "threads 9" in err
 
 
-def test_a_folder_that_somebody_draws_into_is_refused(refused: Callable[..., str]) -> None:
+def test_a_folder_that_somebody_draws_into_is_refused(refused: Said) -> None:
     stop(2)
     with locked(Path("day-storyboard")):
         for arguments in (
@@ -228,9 +202,7 @@ def poison(word: str) -> None:
     Path("bundles/tiny/manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_frame_that_fails_ends_the_story_which_goes_on_without_it_when_asked(
-    done: Callable[..., str], run: Run
-) -> None:
+def test_a_frame_that_fails_ends_the_story_which_goes_on_without_it_when_asked(done: Said, run: Run) -> None:
     poison("umbrella")
     Path("bad.txt").write_text("Milo is waving.\nMilo umbrella.\nHe is standing.\nLuna is sitting.\n")
     code, out, err = run("render", "bad.txt", *QUICK)
@@ -255,8 +227,8 @@ def test_a_frame_that_fails_ends_the_story_which_goes_on_without_it_when_asked(
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits of a process")
 def test_a_full_disk_is_one_error_and_leaves_a_story_that_goes_on(
     small_disk: Callable[[int], AbstractContextManager[None]],
-    done: Callable[..., str],
-    refused: Callable[..., str],
+    done: Said,
+    refused: Said,
 ) -> None:
     sizes = {name: len(content) for name, content in pictures("whole").items()}
     for limit, there in ((sizes["frame-01.png"] - 100, 0), (sizes["storyboard.png"] - 100, 5)):
@@ -271,7 +243,7 @@ def test_a_full_disk_is_one_error_and_leaves_a_story_that_goes_on(
     assert pictures("full") == pictures("whole")
 
 
-def test_one_frame_is_drawn_again_as_a_story_with_that_change_would_show_it(done: Callable[..., str]) -> None:
+def test_one_frame_is_drawn_again_as_a_story_with_that_change_would_show_it(done: Said) -> None:
     shutil.copytree("whole", "new")
     done("redraw", "new", "--frame", "3", "--seed", "8", "--caption", "Luna is  waving.")
     assert differing("new", "whole") == [3]
@@ -293,7 +265,7 @@ def test_one_frame_is_drawn_again_as_a_story_with_that_change_would_show_it(done
     }
 
 
-def test_the_receipt_of_a_redrawn_story_draws_the_same_again(done: Callable[..., str]) -> None:
+def test_the_receipt_of_a_redrawn_story_draws_the_same_again(done: Said) -> None:
     done("redraw", "whole", "--frame", "2", "--frame", "4")
     done("redraw", "whole", "--frame", "1", "--seed", "5")
     assert [frame["seed"] for frame in receipt("whole")["frames"]] == [5, 4, 3, 4, 3]  # type: ignore[attr-defined]
@@ -309,7 +281,7 @@ def test_the_receipt_of_a_redrawn_story_draws_the_same_again(done: Callable[...,
 
 
 def test_a_branch_shares_what_it_does_not_change_and_leaves_the_story_alone(
-    done: Callable[..., str], refused: Callable[..., str]
+    done: Said, refused: Said
 ) -> None:
     before = {file.name: file.read_bytes() for file in Path("whole").iterdir()}
     for number in range(2):
@@ -330,7 +302,7 @@ def test_a_branch_shares_what_it_does_not_change_and_leaves_the_story_alone(
 
 @pytest.mark.parametrize("then", [("redraw", "--frame", "2"), ("continue", "more.txt")])
 def test_what_a_kill_interrupts_is_finished_by_continue(
-    then: tuple[str, ...], done: Callable[..., str], refused: Callable[..., str]
+    then: tuple[str, ...], done: Said, refused: Said
 ) -> None:
     """The journal as the command leaves it when it is killed behind its first frame, and before its line."""
     Path("more.txt").write_text("title: More\nLuna waves.\nMilo is sitting.\n")
@@ -348,7 +320,7 @@ def test_what_a_kill_interrupts_is_finished_by_continue(
 
 
 def test_damage_while_a_frame_is_redrawn_brings_back_what_the_others_were_drawn_behind(
-    done: Callable[..., str],
+    done: Said,
 ) -> None:
     shutil.copytree("whole", "cut")
     done("redraw", "whole", "--frame", "2")
@@ -361,7 +333,7 @@ def test_damage_while_a_frame_is_redrawn_brings_back_what_the_others_were_drawn_
     assert differing("cut", "whole") == []
 
 
-def test_a_continued_story_is_the_long_one(done: Callable[..., str]) -> None:
+def test_a_continued_story_is_the_long_one(done: Said) -> None:
     Path("more.txt").write_text("Luna waves.\nMilo is sitting.\n")
     Path("long.txt").write_text("title: A day\n" + "\n".join([*CAPTIONS, "Luna waves.", "Milo is sitting."]))
     done("render", "long.txt", "-o", "long", *QUICK)
@@ -370,7 +342,7 @@ def test_a_continued_story_is_the_long_one(done: Callable[..., str]) -> None:
 
 
 @pytest.mark.slow
-def test_frames_get_another_digit_where_the_hundredth_comes(done: Callable[..., str]) -> None:
+def test_frames_get_another_digit_where_the_hundredth_comes(done: Said) -> None:
     Path("short.txt").write_text("Milo is waving.\n" * 98)
     Path("more.txt").write_text("Luna is sitting.\n" * 3)
     Path("long.txt").write_text("title: Short\n" + "Milo is waving.\n" * 98 + "Luna is sitting.\n" * 3)
@@ -407,7 +379,7 @@ def test_names_get_another_digit_whenever_that_was_interrupted() -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_and_changes_nothing(
-    arguments: tuple[str, ...], code: int, says: str, refused: Callable[..., str]
+    arguments: tuple[str, ...], code: int, says: str, refused: Said
 ) -> None:
     before = {file.name: file.read_bytes() for file in Path("whole").iterdir()}
     assert says in refused(code, *arguments)
