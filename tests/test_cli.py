@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from storyv_lite import __version__, errors
+from storyv_lite.bundle import Bundle
+from storyv_lite.cli.export import say_quality
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -140,3 +143,12 @@ def test_export_without_a_checkpoint_says_how_to_get_one_or_takes_the_repository
 def test_an_unknown_stage_or_device_of_train_is_refused(run: Run) -> None:
     assert run("train", "--stage", "paint")[0] == 2
     assert run("train", "--preset", "none")[0] == 2
+
+
+@pytest.mark.parametrize(("reached", "said"), [(28.5, True), (30.0, False)])
+def test_an_export_that_misses_its_decibels_says_so(
+    tiny_bundle: Path, reached: float, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    say_quality(replace(bundle, mixture={"target_psnr_db": 30.0}, parity={"psnr_db": reached}))
+    assert ("30 dB were asked for, these stories reach 28.5" in capsys.readouterr().err) == said
