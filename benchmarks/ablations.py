@@ -12,12 +12,11 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from storyv_lite.benchmarks import quality
-from storyv_lite.benchmarks.machine import this_machine, versions
+from storyv_lite.benchmarks.command import failed, heading, tell, write_record
 from storyv_lite.benchmarks.orders import Measured, Order, compare, markdown
 from storyv_lite.benchmarks.variants import Variant, Workplace, draw_and_judge, evaluation, spent, train
 from storyv_lite.bundle import hash_file
@@ -117,17 +116,13 @@ def make_record(
             }
         )
     return {
-        "schema": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
+        **heading(command),
         "preset": place.preset,
         "budget": list(place.settings),
         "stories": stories,
         "frames": place.frames,
         "seed": place.seed,
         "judge_sha256": judge_sha256,
-        "machine": this_machine().as_dict(),
-        "versions": versions(),
         "rows": rows,
         "orders": compare(orders, place.variants, found, stories),
     }
@@ -186,12 +181,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             asked.seed,
             deadline,
         )
-        done = run(place, asked.only, asked.stories, judge, _tell)
+        done = run(place, asked.only, asked.stories, judge, tell)
     except StoryVError as fault:
-        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-        return fault.exit_code
+        return failed(fault)
     except KeyboardInterrupt:
-        _tell("stopped; the same command goes on")
+        tell("stopped; the same command goes on")
         return 130
     found = measured(place, asked.stories)
     record = make_record(
@@ -201,13 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(page)
     if asked.write:
         DOCUMENT.write_text(page, encoding="utf-8", newline="\n")
-        RESULT.write_text(
-            json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n"
-        )
+        write_record(RESULT, record)
         print(f"wrote {DOCUMENT} and {RESULT}")
     print(json.dumps(record))
     if not done:
-        _tell("not finished; the same command goes on")
+        tell("not finished; the same command goes on")
     return 130 if STOP.is_set() and not done else 0
 
 
@@ -235,10 +227,6 @@ def _command(arguments: Sequence[str] | None) -> str:
     cut.add_argument("--only", action="append")
     _, given = cut.parse_known_args(arguments)
     return shlex.join([*COMMAND.split(), *given])
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

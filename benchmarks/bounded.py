@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from storyv_lite.benchmarks.command import failed
 from storyv_lite.benchmarks.machine import this_machine, versions
 from storyv_lite.benchmarks.plot import Line, Panel, svg
 from storyv_lite.benchmarks.report import markdown_table
@@ -213,8 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pipeline = StoryPipeline.from_bundle(asked.bundle, "cpu", threads=1)
         result = measure(pipeline, asked.frames, asked.context_size)
     except StoryVError as fault:
-        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-        return fault.exit_code
+        return failed(fault)
     table = [["check", "value", "limit", "held"]]
     for name, one in result["checks"].items():
         value, limit = f"{one['value']:g}", f"{one['limit']:g}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from storyv_lite.benchmarks.command import failed
 from storyv_lite.benchmarks.machine import versions
 from storyv_lite.benchmarks.measure import PICNIC, repeat_captions
 from storyv_lite.benchmarks.report import markdown_table
@@ -134,8 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         captions = repeat_captions(PICNIC, min(FRAMES, bundle.model.context.frames))
         readings, largest = compare(Walk(model, captions))
     except StoryVError as fault:
-        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-        return fault.exit_code
+        return failed(fault)
     wanted = f"{COMMAND} --bundle {asked.bundle} --write" if asked.bundle else f"{COMMAND} --write"
     page = markdown(bundle, readings, largest, wanted)
     print(page)

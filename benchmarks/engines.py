@@ -12,14 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.benchmarks.machine import this_machine, versions
+from storyv_lite.benchmarks.command import failed, heading, write_record
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.errors import StoryVError
 from storyv_lite.export.engines import Builder, build_engine, choose_builder
@@ -223,19 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append(measure(case, builder))
                 print(_line(rows[-1]), file=sys.stderr)
     except StoryVError as fault:
-        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-        return fault.exit_code
+        return failed(fault)
     record = {
-        "schema": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"{COMMAND} --shape {asked.shape}",
+        **heading(f"{COMMAND} --shape {asked.shape}", libraries=LIBRARIES),
         "builder": {"name": builder.name, "version": builder.version, "reason": builder.reason},
-        "machine": this_machine().as_dict(),
-        "versions": versions(LIBRARIES),
         "engines": rows,
     }
     if asked.write:
-        asked.write.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8", newline="\n")
+        write_record(asked.write, record)
     print(json.dumps(record))
     return 0
 

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from storyv_lite.benchmarks.child import Request
-from storyv_lite.benchmarks.machine import this_machine, versions
+from storyv_lite.benchmarks.command import failed, heading, write_record
 from storyv_lite.benchmarks.measure import PICNIC, run_child, summarize
 from storyv_lite.benchmarks.probe import ProbeRequest, used_device_bytes
 from storyv_lite.bundle import find_bundle
@@ -112,21 +111,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path, _ = find_bundle(asked.bundle)
         result = compare_devices(path.resolve(), PICNIC)
     except StoryVError as fault:
-        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-        return fault.exit_code
+        return failed(fault)
     record = {
-        "schema": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"{COMMAND} --write",
+        **heading(f"{COMMAND} --write"),
         "bundle": path.name,
-        "machine": this_machine().as_dict(),
-        "versions": versions(),
         **result,
     }
     if not record["measured"]:
         print(f"not measured: {record.get('reason') or record['error']}", file=sys.stderr)
     if asked.write:
-        asked.write.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8", newline="\n")
+        write_record(asked.write, record)
         print(f"wrote {asked.write}", file=sys.stderr)
     print(json.dumps(record))
     return int("error" in record)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from storyv_lite.benchmarks.command import failed
 from storyv_lite.benchmarks.machine import this_machine, versions
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import Bundle, find_bundle
@@ -115,8 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed = partial(story_seed, "test", asked.seed)
         rows = compare(model, [sample_story(seed(i), asked.frames, "test") for i in range(asked.stories)])
     except StoryVError as fault:
-        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-        return fault.exit_code
+        return failed(fault)
     table = [
         [
             "width",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from storyv_lite.benchmarks.command import failed
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.benchmarks.scores import COSINES, PERCENT, Estimate, Row, paired
 from storyv_lite.errors import ConfigError, StoryVError
@@ -51,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found = differences(read_rows(asked.first), read_rows(asked.second))
     except StoryVError as fault:
-        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-        return fault.exit_code
+        return failed(fault)
     print(markdown_table(table(found)))
     print(json.dumps({"schema": 1, "differences": {name: asdict(one) for name, one in found.items()}}))
     return 0

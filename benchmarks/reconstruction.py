@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from storyv_lite.benchmarks import quality
+from storyv_lite.benchmarks.command import failed
 from storyv_lite.benchmarks.machine import versions
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.errors import StoryVError
@@ -46,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         size = int(read_checkpoint(asked.checkpoint)["dimensions"]["image_size"])
         report = examine(quality.load_judge(folder), model, SEED, asked.frames, size)
     except StoryVError as fault:
-        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-        return fault.exit_code
+        return failed(fault)
     command = " ".join([COMMAND, *(sys.argv[1:] if arguments is None else arguments)])
     report = {"schema": 1, "command": command, "versions": versions(), "seed": SEED, **report}
     print(table(report))

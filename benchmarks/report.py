@@ -5,15 +5,14 @@ from it. Names no folder of the machine it ran on.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from storyv_lite.benchmarks.child import PHASES
-from storyv_lite.benchmarks.machine import Machine, this_machine, versions
+from storyv_lite.benchmarks.command import heading
+from storyv_lite.benchmarks.machine import Machine
 from storyv_lite.benchmarks.measure import Row, Spread
 from storyv_lite.memory import format_bytes
 
-SCHEMA = 1
 NOT_MEASURED = "not measured"
 TIMES = {
     "cold_start": "cold start",
@@ -30,11 +29,7 @@ def make_record(
 ) -> dict[str, Any]:
     """Everything of one run as plain JSON: what was asked, where, and what came out."""
     return {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "machine": (machine or this_machine()).as_dict(),
-        "versions": versions(),
+        **heading(command, machine),
         "captions": list(captions),
         "repeat": repeat,
         "rows": [row.as_dict() for row in rows],

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from storyv_lite.benchmarks.command import failed
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.components import Component
 from storyv_lite.errors import StoryVError
@@ -77,8 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             export_wide(asked.checkpoint, Path(folder))
             found = table(Path(folder), read_stories(asked.checkpoint))
     except StoryVError as fault:
-        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-        return fault.exit_code
+        return failed(fault)
     print(found)
     if asked.write:
         DOCUMENT.write_text(f"{_HEAD}{found}\n", encoding="utf-8")

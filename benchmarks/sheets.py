@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from storyv_lite.benchmarks.command import failed
 from storyv_lite.benchmarks.quality import unseen_stories
 from storyv_lite.errors import OutputError, StoryVError
 from storyv_lite.runtime.pipeline import Frame, StoryPipeline
@@ -88,8 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as fault:
             raise OutputError(f"`{options.out}` cannot be written: {fault.strerror}") from fault
     except StoryVError as fault:
-        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-        return fault.exit_code
+        return failed(fault)
     return 0
 
 

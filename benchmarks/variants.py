@@ -13,16 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from storyv_lite.benchmarks.quality import Evaluation, Likeness, evaluate, rows_as_json, unseen_stories
-from storyv_lite.benchmarks.scores import Row
+from storyv_lite.benchmarks.judged import judge_missing, read_judged
+from storyv_lite.benchmarks.quality import Evaluation, Likeness, unseen_stories
 from storyv_lite.bundle import Bundle, MergeStep, hash_file
 from storyv_lite.errors import BundleError, ConfigError
 from storyv_lite.presets import load_config
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.pipeline import StoryPipeline
-from storyv_lite.train.toonworld.stories import ToonStory
 
 if TYPE_CHECKING:
     from storyv_lite.modeling.judge import Judge
@@ -168,28 +165,22 @@ def draw_and_judge(
     told: Callable[[str], None],
 ) -> bool:
     """Judge every story that is not judged yet; false when the time is over first."""
-    missing = [index for index in range(stories) if not _judged(place, variant, index).is_file()]
-    if not missing or place.is_over():
-        return not missing
-    asked = unseen_stories(stories, place.frames, place.seed)
-    pipeline = _pipeline(place, variant, told)
-    for index in missing:
-        if place.is_over():
-            break
-        told(f"{variant.name}: story {index + 1} of {stories}")
-        found = evaluate(pipeline, judge, likeness, [asked[index]], variant.captions, variant.context)
-        _save(_judged(place, variant, index), found)
-    pipeline.close()
-    return all(_judged(place, variant, index).is_file() for index in missing)
+    return judge_missing(
+        _judged(place, variant),
+        unseen_stories(stories, place.frames, place.seed),
+        lambda: _pipeline(place, variant, told),
+        judge,
+        likeness,
+        variant.captions,
+        variant.context,
+        lambda text: told(f"{variant.name}: {text}"),
+        place.is_over,
+    )
 
 
 def evaluation(place: Workplace, variant: Variant, stories: int) -> Evaluation | None:
     """Everything judged of a variant; None while a story is missing."""
-    files = [_judged(place, variant, index) for index in range(stories)]
-    if not all(file.is_file() for file in files):
-        return None
-    pieces = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    return _joined(pieces, unseen_stories(stories, place.frames, place.seed))
+    return read_judged(_judged(place, variant), unseen_stories(stories, place.frames, place.seed))
 
 
 def spent(place: Workplace, variant: Variant) -> dict[str, dict[str, Any]]:
@@ -257,39 +248,5 @@ def _pipeline(place: Workplace, variant: Variant, told: Callable[[str], None]) -
     return StoryPipeline(bundle, open_backend(place.device))
 
 
-def _judged(place: Workplace, variant: Variant, story: int) -> Path:
-    return place.out / variant.name / "judged" / f"{story:04d}.json"
-
-
-def _save(file: Path, found: Evaluation) -> None:
-    """Write one judged story as plain JSON."""
-    from storyv_lite.modeling.checkpoints import write_atomically
-
-    names = ("same", "different", "features", "real_features")
-    arrays = {name: getattr(found, name).tolist() for name in names}
-    piece = {"rows": rows_as_json(found.rows), "real": rows_as_json(found.real), **arrays}
-    text = json.dumps(piece, ensure_ascii=False) + "\n"
-    write_atomically(file, lambda new: _write(new, text))
-
-
-def _joined(pieces: Sequence[dict[str, Any]], stories: Sequence[ToonStory]) -> Evaluation:
-    def rows(name: str) -> tuple[Row, ...]:
-        told = [(index, row) for index, piece in enumerate(pieces) for row in piece[name]]
-        return tuple(Row.from_dict({**row, "story": index}) for index, row in told)
-
-    def array(name: str, kind: type) -> Any:
-        return np.concatenate([np.asarray(piece[name], kind) for piece in pieces])
-
-    return Evaluation(
-        tuple(stories),
-        rows("rows"),
-        rows("real"),
-        array("same", np.float64),
-        array("different", np.float64),
-        array("features", np.float32),
-        array("real_features", np.float32),
-    )
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
+def _judged(place: Workplace, variant: Variant) -> Path:
+    return place.out / variant.name / "judged"

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from storyv_lite.benchmarks.command import failed
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import Bundle
 from storyv_lite.errors import StoryVError
@@ -49,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stories = read_stories(asked.checkpoint)[: asked.stories]
         found = compare_bundles(asked.wide, asked.bundles, stories)
     except StoryVError as fault:
-        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-        return fault.exit_code
+        return failed(fault)
     names = list(next(iter(found.values())))
     rows = [[bundle, *(f"{figures[name]:g}" for name in names)] for bundle, figures in found.items()]
     print(markdown_table([["bundle", *names], *rows]))

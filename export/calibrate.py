@@ -19,6 +19,7 @@ from storyv_lite.errors import BundleError
 from storyv_lite.export.rounding import second_moments
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Backend, CacheStorage, LanguageSession, Session, Tensors
+from storyv_lite.runtime.backends.relay import Relay
 from storyv_lite.runtime.pipeline import StoryPipeline
 from storyv_lite.story import Caption, Story
 
@@ -53,25 +54,14 @@ def calibrate(
     return listener.feeds
 
 
-class Listener:
+class Listener(Relay):
     """A backend that remembers what the components of another were fed."""
 
     def __init__(self, backend: Backend) -> None:
+        super().__init__(backend, self._run, self._read)
         self.feeds: dict[Component, list[Feed]] = {}
         self._calls: dict[Component, int] = {}
         self._lot = random.Random(0)
-        self._backend = backend
-        self.name, self.device, self.provider = backend.name, backend.device, backend.provider
-        self.precision, self.reason, self.threads = backend.precision, backend.reason, backend.threads
-
-    def open(self, bundle: Bundle, component: Component) -> "_Heard":
-        return _Heard(self._backend.open(bundle, component), component, self)
-
-    def open_language_model(self, bundle: Bundle) -> "_HeardLanguage":
-        return _HeardLanguage(self._backend.open_language_model(bundle), Component.LANGUAGE_MODEL, self)
-
-    def versions(self) -> dict[str, str]:
-        return self._backend.versions()
 
     def hear(self, component: Component, feed: Feed) -> None:
         """Keep a feed; beyond `KEPT_FEEDS`, each call so far has the same chance to be among the kept."""
@@ -81,37 +71,24 @@ class Listener:
         if place < KEPT_FEEDS:
             feeds[place : place + 1] = [{name: np.array(array) for name, array in feed.items()}]
 
+    def _run(self, component: Component, session: Session, inputs: Feed) -> Tensors:
+        self.hear(component, inputs)
+        return session.run(inputs)
 
-class _Heard:
-    def __init__(self, session: Session, component: Component, listener: Listener) -> None:
-        self._session, self._component, self._listener = session, component, listener
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
-        self._listener.hear(self._component, inputs)
-        return self._session.run(inputs)
-
-    def close(self) -> None:
-        self._session.close()
-
-
-class _HeardLanguage(_Heard):
-    def __init__(self, session: LanguageSession, component: Component, listener: Listener) -> None:
-        super().__init__(session, component, listener)
-        self._language = session
-
-    def new_cache(self, capacity: int) -> CacheStorage:
-        return self._language.new_cache(capacity)
-
-    def read(
-        self, inputs_embeds: NDArray[np.float32], storage: CacheStorage, past_length: int
+    def _read(
+        self,
+        session: LanguageSession,
+        inputs_embeds: NDArray[np.float32],
+        storage: CacheStorage,
+        past_length: int,
     ) -> NDArray[np.float32]:
         feed: dict[str, NDArray[Any]] = {"inputs_embeds": inputs_embeds}
         feed["attention_mask"] = np.ones((1, past_length + inputs_embeds.shape[1]), dtype=np.int64)
         for name, tensor in storage.to_host(past_length).items():
             part, layer = name.split(".")
             feed[f"past_key_values.{layer}.{part}"] = tensor[:, :, :past_length]
-        self._listener.hear(self._component, feed)
-        return self._language.read(inputs_embeds, storage, past_length)
+        self.hear(Component.LANGUAGE_MODEL, feed)
+        return session.read(inputs_embeds, storage, past_length)
 
 
 def activation_ranges(

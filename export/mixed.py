@@ -22,6 +22,7 @@ from storyv_lite.widths import Layer, Option, choose
 
 LEAST, AIM, MOST = 0.982, 0.991, 0.999  # parts of the byte target
 ATTEMPTS = 6
+PRICED = 8  # stories that prices are measured on
 _METHODS = {4: Method.BLOCK4, 8: Method.WEIGHT_ONLY, 16: Method.HALF}
 
 
@@ -56,7 +57,7 @@ def mix(
     smallest bundle is larger than the target.
     """
     progress("measure what errors of each component do to pictures")
-    price = prices(wide, stories[0])
+    price = prices(wide, stories[:PRICED])
     layers: list[Layer] = []
     for component in MIXED:
         progress(f"measure the layers of {component}")

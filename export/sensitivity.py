@@ -2,7 +2,7 @@
 
 Two measurements, multiplied. A layer's weights are rounded and nothing else; error energy over signal energy
 at the component's output, on inputs that calibration gathered. And per component once: its outputs are
-disturbed by a known share of their energy while a story is drawn, and the squared error of the pictures over
+disturbed by a known share of their energy while stories are drawn, and the squared error of the pictures over
 that share is its price. Errors are taken to add up, which holds while they are small.
 """
 
@@ -23,6 +23,7 @@ from storyv_lite.export.layers import methods_of_layers, rounded_weight
 from storyv_lite.quantization import STORAGE, Method
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Backend, CacheStorage, LanguageSession, Session, Tensors
+from storyv_lite.runtime.backends.relay import Relay
 from storyv_lite.runtime.pipeline import StoryPipeline
 from storyv_lite.story import Caption, Story
 from storyv_lite.widths import Layer, Option
@@ -73,15 +74,24 @@ def measure_layers(
     return found
 
 
-def prices(wide: Path, story: Mapping[str, Any]) -> dict[Component, float]:
-    """Squared error of pictures in [0, 1] over the share of energy that a component's output is wrong by."""
-    told = Story(tuple(Caption(text) for text in story["captions"][:FRAMES]))
-    bundle = Bundle.open(wide, verify=False)
+def prices(wide: Path, stories: Sequence[Mapping[str, Any]]) -> dict[Component, float]:
+    """Squared error of pictures in [0, 1] over the share of energy that a component's output is wrong by.
 
-    def draw(disturbed: Component | None) -> NDArray[np.float64]:
-        backend: Backend = open_backend("cpu", threads=1)
-        pipeline = StoryPipeline(bundle, _Disturbed(backend, disturbed) if disturbed else backend)
-        pictures = [frame.image for frame in pipeline.draw(told, seed=int(story.get("seed", 0)))]
+    The mean over the frames of all `stories`: what one story forgives, another does not.
+    """
+    bundle = Bundle.open(wide, verify=False)
+    backend: Backend = open_backend("cpu", threads=1)
+
+    def draw(wrong: Component | None) -> NDArray[np.float64]:
+        pipeline = StoryPipeline(bundle, _disturbed(backend, wrong) if wrong else backend)
+        pictures = [
+            frame.image
+            for story in stories
+            for frame in pipeline.draw(
+                Story(tuple(Caption(text) for text in story["captions"][:FRAMES])),
+                seed=int(story.get("seed", 0)),
+            )
+        ]
         pipeline.close()
         return np.stack(pictures) / 255.0
 
@@ -89,49 +99,23 @@ def prices(wide: Path, story: Mapping[str, Any]) -> dict[Component, float]:
     return {part: float(np.square(draw(part) - right).mean()) / SHARE for part in MIXED}
 
 
-class _Disturbed:
+def _disturbed(backend: Backend, wrong: Component) -> Backend:
     """A backend that adds noise, the same in every call, to what one component answers."""
 
-    def __init__(self, backend: Backend, component: Component) -> None:
-        self._backend, self._component = backend, component
-        self.name, self.device, self.provider = backend.name, backend.device, backend.provider
-        self.precision, self.reason, self.threads = backend.precision, backend.reason, backend.threads
-
-    def open(self, bundle: Bundle, component: Component) -> Session:
-        session = self._backend.open(bundle, component)
-        return _DisturbedSession(session) if component is self._component else session
-
-    def open_language_model(self, bundle: Bundle) -> LanguageSession:
-        session = self._backend.open_language_model(bundle)
-        return _DisturbedLanguage(session) if self._component is Component.LANGUAGE_MODEL else session
-
-    def versions(self) -> dict[str, str]:
-        return self._backend.versions()
-
-
-class _DisturbedSession:
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
-        return {name: disturb(array) for name, array in self._session.run(inputs).items()}
-
-    def close(self) -> None:
-        self._session.close()
-
-
-class _DisturbedLanguage(_DisturbedSession):
-    def __init__(self, session: LanguageSession) -> None:
-        super().__init__(session)
-        self._language = session
-
-    def new_cache(self, capacity: int) -> CacheStorage:
-        return self._language.new_cache(capacity)
+    def run(component: Component, session: Session, inputs: Feed) -> Tensors:
+        answers = session.run(inputs)
+        return {n: disturb(a) for n, a in answers.items()} if component is wrong else answers
 
     def read(
-        self, inputs_embeds: NDArray[np.float32], storage: CacheStorage, past_length: int
+        session: LanguageSession,
+        inputs_embeds: NDArray[np.float32],
+        storage: CacheStorage,
+        past_length: int,
     ) -> NDArray[np.float32]:
-        return disturb(self._language.read(inputs_embeds, storage, past_length))
+        states = session.read(inputs_embeds, storage, past_length)
+        return disturb(states) if wrong is Component.LANGUAGE_MODEL else states
+
+    return Relay(backend, run, read)
 
 
 def disturb(answer: NDArray[Any]) -> NDArray[np.float32]:

@@ -20,6 +20,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from storyv_lite.errors import ParityError
+from storyv_lite.runtime.backends.ort import session_options
 
 Array = NDArray[Any]
 CASES = "cases.npz"  # inputs `I/in/NAME` and what the module answered, `I/out/NAME`, case by case
@@ -146,8 +147,7 @@ def refuse(found: list[Failure]) -> None:
 
 def measure(folder: Path) -> Parity:
     """Run the graph in `folder` on its cases. Raises `ParityError` for a wrong shape."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options = session_options(threads=1)  # as it is drawn with
     session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     answers: list[Array] = []

@@ -25,7 +25,7 @@ class Method(StrEnum):
     WIDE = "wide"  # float32
     HALF = "half"  # 16-bit floats, widened once, when a session starts
     STATIC = "static"  # 8-bit weights per channel, 8-bit activations with calibrated ranges
-    WEIGHT_ONLY = "weight_only"  # 8-bit weights per channel, widened before the layer
+    WEIGHT_ONLY = "weight_only"  # 8-bit weights per channel; products round activations too (decision 0024)
     BLOCK8 = "block8"  # 8-bit weights in blocks, of linear layers and of convolutions as products
     BLOCK4 = "block4"  # 4-bit weights in the same way
 

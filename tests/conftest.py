@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -50,6 +51,89 @@ def tiny_bundle_int8(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
     from storyv_lite.export.assemble import export_checkpoint
 
     return export_checkpoint(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny-int8")
+
+
+@pytest.fixture(scope="session")
+def tiny_judge(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny encoders and a judge that guesses; do not write into it."""
+    import torch
+
+    from storyv_lite.modeling.checkpoints import save_component
+    from storyv_lite.train.judge import build
+
+    folder = tmp_path_factory.mktemp("judged")
+    for name in ("text_encoder", "vision_encoder", "tokenizers"):
+        shutil.copytree(tiny_checkpoint / name, folder / name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_component(build(32, (16, 32), 1), folder / "judge")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def readable(tiny_bundle: Path) -> Callable[[int, int], int]:
+    """The first seed whose so many unseen stories of so many frames the tiny model can read whole."""
+    from storyv_lite.benchmarks.quality import unseen_stories
+    from storyv_lite.runtime.pipeline import StoryPipeline
+
+    model = StoryPipeline.from_bundle(tiny_bundle, "cpu", threads=1).model
+
+    def fits(text: str) -> bool:
+        return model.text_tokenizer.count(text) <= model.dims.text_tokens
+
+    def find(stories: int, frames: int) -> int:
+        return next(
+            seed
+            for seed in range(1000)
+            if all(
+                fits(frame.reference) and fits(frame.original)
+                for story in unseen_stories(stories, frames, seed)
+                for frame in story.frames
+            )
+        )
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., tuple[int, str, str]]:
+    """`storyv-lite` in this process: exit code, what it answered, what it said beside that."""
+    from typer.testing import CliRunner
+
+    from storyv_lite.cli import app
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def done(run: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """A command that must succeed; what it said beside its answer."""
+
+    def call(*arguments: object) -> str:
+        code, _, err = run(*arguments)
+        assert code == 0, err
+        return err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def refused(run: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """A command that must fail with a code and a hint; what it said."""
+
+    def call(code: int, *arguments: object) -> str:
+        found, out, err = run(*arguments)
+        assert found == code, err
+        assert out == "" and "\n\nhint: " in err
+        return err
+
+    return call
 
 
 @pytest.fixture

@@ -4,13 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from storyv_lite import __version__, errors
-from storyv_lite.cli import app
+from storyv_lite.bundle import Bundle
+from storyv_lite.cli.export import say_quality
+
+Run = Callable[..., tuple[int, str, str]]
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = tuple("render redraw continue train export characters inspect eval bench doctor data".split())
@@ -21,14 +25,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def run(*arguments: str | Path) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
-def test_help_names_every_command_and_every_command_explains_itself() -> None:
+def test_help_names_every_command_and_every_command_explains_itself(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0 and all(command in out for command in COMMANDS)
     for command in COMMANDS:
@@ -56,7 +53,7 @@ def test_help_takes_less_than_half_a_second_of_processor_time_and_loads_no_frame
     assert float(spent) < 0.5 and heavy.strip() == "[]"
 
 
-def test_the_version_is_that_of_the_package() -> None:
+def test_the_version_is_that_of_the_package(run: Run) -> None:
     assert run("--version")[1].strip() == f"storyv-lite {__version__}"
 
 
@@ -76,7 +73,7 @@ def test_every_error_class_has_the_exit_code_that_its_tree_shows() -> None:
             assert getattr(errors, parts[0]).exit_code == int(parts[1]), line
 
 
-def test_an_error_is_one_message_a_blank_line_and_a_hint_on_stderr() -> None:
+def test_an_error_is_one_message_a_blank_line_and_a_hint_on_stderr(run: Run) -> None:
     code, out, err = run("render", "none.txt")
     assert (code, out) == (2, "")
     assert err == "error: there is no file `none.txt`\n\nhint: storyv-lite render examples/picnic.txt\n"
@@ -85,11 +82,11 @@ def test_an_error_is_one_message_a_blank_line_and_a_hint_on_stderr() -> None:
 @pytest.mark.parametrize(
     "arguments", [("paint",), ("render",), ("render", "a.txt", "--colour"), ("data", "sell")]
 )
-def test_a_wrong_command_line_exits_with_2(arguments: tuple[str, ...]) -> None:
+def test_a_wrong_command_line_exits_with_2(arguments: tuple[str, ...], run: Run) -> None:
     assert run(*arguments)[0] == 2
 
 
-def test_characters_lists_the_cast_and_draws_its_sheet(tiny_bundle: Path) -> None:
+def test_characters_lists_the_cast_and_draws_its_sheet(tiny_bundle: Path, run: Run) -> None:
     code, out, err = run("characters", "--bundle", tiny_bundle, "--sheet", "cast.png", "--json")
     assert code == 0 and "Milo the fox (he)" in out and "places: " in out and "asked for" in err
     answer = json.loads(out.splitlines()[-1])
@@ -100,21 +97,21 @@ def test_characters_lists_the_cast_and_draws_its_sheet(tiny_bundle: Path) -> Non
     assert run("characters", "--bundle", tiny_bundle, "--sheet", "none/cast.png")[0] == 2
 
 
-def test_inspect_shows_every_component_with_its_scheme(tiny_bundle: Path) -> None:
+def test_inspect_shows_every_component_with_its_scheme(tiny_bundle: Path, run: Run) -> None:
     code, out, _ = run("inspect", tiny_bundle, "--json")
     answer = json.loads(out.splitlines()[-1])
     assert code == 0 and "unet" in out and answer["components"]["unet"] == ["fp32"]
     assert answer["bytes"] == sum(file.stat().st_size for file in tiny_bundle.rglob("*") if file.is_file())
 
 
-def test_doctor_says_what_this_machine_can_run() -> None:
+def test_doctor_says_what_this_machine_can_run(run: Run) -> None:
     code, out, _ = run("doctor", "--json")
     answer = json.loads(out.splitlines()[-1])
     assert code == 0 and "onnxruntime" in out and "CPU" in answer["providers"]
     assert f"draws on {answer['device']} ({answer['reason']})" in out
 
 
-def test_data_make_writes_a_set_that_can_be_read_and_overwrites_nothing() -> None:
+def test_data_make_writes_a_set_that_can_be_read_and_overwrites_nothing(run: Run) -> None:
     from storyv_lite.train.toonworld.dataset_files import read_dataset
 
     make = ("data", "make", "-o", "set", "--stories", "1", "--frames", "2")
@@ -126,23 +123,32 @@ def test_data_make_writes_a_set_that_can_be_read_and_overwrites_nothing() -> Non
     assert run(*make)[0] == 2 and run(*make, "--force")[0] == 0
 
 
-def test_schemes_exclude_each_other() -> None:
+def test_schemes_exclude_each_other(run: Run) -> None:
     code, _, err = run("export", "--int8", "--int4")
     assert code == 2 and "exclude each other" in err
 
 
-def test_an_unknown_part_of_a_scheme_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_part_of_a_scheme_is_refused_with_the_known_ones(run: Run) -> None:
     code, _, err = run("export", "--int4", "--scheme", "lmm=int8")
     assert code == 2 and "`lmm` is no component" in err and "llm, vae, text_encoder" in err
 
 
-def test_export_without_a_checkpoint_says_how_to_get_one_or_takes_the_repository_s() -> None:
+def test_export_without_a_checkpoint_says_how_to_get_one_or_takes_the_repository_s(run: Run) -> None:
     if (ROOT / "checkpoints" / "toon" / "checkpoint.json").exists():
         pytest.skip("the repository's own checkpoint would be exported")
     code, _, err = run("export")
     assert code == 4 and "storyv-lite train" in err
 
 
-def test_an_unknown_stage_or_device_of_train_is_refused() -> None:
+def test_an_unknown_stage_or_device_of_train_is_refused(run: Run) -> None:
     assert run("train", "--stage", "paint")[0] == 2
     assert run("train", "--preset", "none")[0] == 2
+
+
+@pytest.mark.parametrize(("reached", "said"), [(28.5, True), (30.0, False)])
+def test_an_export_that_misses_its_decibels_says_so(
+    tiny_bundle: Path, reached: float, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    say_quality(replace(bundle, mixture={"target_psnr_db": 30.0}, parity={"psnr_db": reached}))
+    assert ("30 dB were asked for, these stories reach 28.5" in capsys.readouterr().err) == said

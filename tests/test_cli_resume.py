@@ -12,10 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from storyv_lite.bundle import hash_file
-from storyv_lite.cli import app
 from storyv_lite.prompt import query
 from storyv_lite.runtime.disk import locked
 from storyv_lite.runtime.journal import JOURNAL, read_journal
@@ -25,12 +23,15 @@ from storyv_lite.runtime.storyboard_folder import StoryboardFolder
 from storyv_lite.runtime.takes import extended
 from storyv_lite.story import Caption
 
+Run = Callable[..., tuple[int, str, str]]
+Said = Callable[..., str]
+
 CAPTIONS = ["Milo is waving.", "He is standing.", "Luna is sitting.", "They have a ball.", "Milo waves."]
 QUICK = ("--steps", "2", "--seed", "3")
 
 
 @pytest.fixture(scope="module")
-def drawn(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     """A folder with a story, a bundle and the finished story in `whole`; do not write into it."""
     place = tmp_path_factory.mktemp("drawn")
     (place / "bundles").mkdir()
@@ -49,26 +50,6 @@ def drawn(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def work(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-
-
-def run(*arguments: str | Path) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
-def done(*arguments: str | Path) -> str:
-    code, _, err = run(*arguments)
-    assert code == 0, err
-    return err
-
-
-def refused(code: int, *arguments: str | Path) -> str:
-    found, out, err = run(*arguments)
-    assert found == code, err
-    assert out == "" and "\n\nhint: " in err
-    return err
 
 
 def stop(count: int, folder: str = "day-storyboard", source: str = "whole") -> Path:
@@ -101,7 +82,7 @@ def receipt(folder: str | Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("count", [0, 2, 5])
-def test_a_stopped_story_goes_on_to_the_bytes_of_an_unbroken_one(count: int) -> None:
+def test_a_stopped_story_goes_on_to_the_bytes_of_an_unbroken_one(count: int, done: Said) -> None:
     folder = stop(count)
     err = done("render", "day.txt", "--resume", *QUICK)
     assert "folder: day-storyboard (the newest unfinished one of this story)" in err
@@ -120,7 +101,7 @@ def test_the_reference_page_names_every_key_of_the_journal() -> None:
     assert first.keys() <= {"frame", "seed", *receipt("whole")["frames"][0]}  # type: ignore[index]
 
 
-def test_a_torn_journal_and_a_torn_frame_cost_only_what_came_after_them() -> None:
+def test_a_torn_journal_and_a_torn_frame_cost_only_what_came_after_them(done: Said) -> None:
     folder = stop(5)
     journal = folder / JOURNAL
     journal.write_bytes(journal.read_bytes()[:-30])
@@ -132,7 +113,7 @@ def test_a_torn_journal_and_a_torn_frame_cost_only_what_came_after_them() -> Non
     assert pictures(folder) == pictures("whole") and not list(folder.glob(".*"))
 
 
-def test_a_damaged_frame_of_a_finished_story_is_drawn_again() -> None:
+def test_a_damaged_frame_of_a_finished_story_is_drawn_again(done: Said, run: Run) -> None:
     Path("whole/frame-04.png").unlink()
     before = pictures("whole")
     assert "drawn again from frame 4" in done("render", "day.txt", "--resume", "-o", "whole", *QUICK)
@@ -140,7 +121,7 @@ def test_a_damaged_frame_of_a_finished_story_is_drawn_again() -> None:
     assert run("render", "day.txt", "--resume", "-o", "whole", *QUICK)[1].startswith("nothing to do")
 
 
-def test_resuming_what_is_not_there_begins_at_frame_1() -> None:
+def test_resuming_what_is_not_there_begins_at_frame_1(done: Said) -> None:
     Path("empty").mkdir()
     for folder in ("empty", "missing"):
         done("render", "day.txt", "--resume", "-o", folder, *QUICK)
@@ -150,7 +131,7 @@ def test_resuming_what_is_not_there_begins_at_frame_1() -> None:
     assert pictures("day-storyboard-2") == pictures("whole")
 
 
-def test_the_newest_unfinished_folder_of_the_same_story_is_taken() -> None:
+def test_the_newest_unfinished_folder_of_the_same_story_is_taken(done: Said) -> None:
     stop(1), stop(2, "day-storyboard-2")
     Path("other.txt").write_text("Luna is sitting.")
     done("render", "other.txt", "-o", "day-storyboard-3", "--steps", "1")
@@ -161,7 +142,9 @@ def test_the_newest_unfinished_folder_of_the_same_story_is_taken() -> None:
     assert "folder: day-storyboard-2" in done("render", "day.txt", "--resume", *QUICK)
 
 
-def test_another_story_other_settings_and_another_bundle_are_refused_and_named() -> None:
+def test_another_story_other_settings_and_another_bundle_are_refused_and_named(
+    refused: Said,
+) -> None:
     stop(2)
     Path("other.txt").write_text("title: A day\n" + "\n".join([*CAPTIONS[:4], "Luna waves."]))
     resume = ("--resume", "-o", "day-storyboard")
@@ -183,7 +166,7 @@ def test_another_story_other_settings_and_another_bundle_are_refused_and_named()
     assert "cannot be read" in refused(2, "continue", "day-storyboard")
 
 
-def test_other_versions_and_threads_are_said_and_do_not_stop_the_story() -> None:
+def test_other_versions_and_threads_are_said_and_do_not_stop_the_story(done: Said) -> None:
     folder = stop(4)
     journal = (folder / JOURNAL).read_text().replace('"onnxruntime": "', '"onnxruntime": "0.')
     (folder / JOURNAL).write_text(journal.replace('"threads": ', '"threads": 9'))
@@ -191,7 +174,7 @@ def test_other_versions_and_threads_are_said_and_do_not_stop_the_story() -> None
     assert "bytes may differ" in err and "onnxruntime 0." in err and "threads 9" in err
 
 
-def test_a_folder_that_somebody_draws_into_is_refused() -> None:
+def test_a_folder_that_somebody_draws_into_is_refused(refused: Said) -> None:
     stop(2)
     with locked(Path("day-storyboard")):
         for arguments in (
@@ -219,7 +202,7 @@ def poison(word: str) -> None:
     Path("bundles/tiny/manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_frame_that_fails_ends_the_story_which_goes_on_without_it_when_asked() -> None:
+def test_a_frame_that_fails_ends_the_story_which_goes_on_without_it_when_asked(done: Said, run: Run) -> None:
     poison("umbrella")
     Path("bad.txt").write_text("Milo is waving.\nMilo umbrella.\nHe is standing.\nLuna is sitting.\n")
     code, out, err = run("render", "bad.txt", *QUICK)
@@ -244,6 +227,8 @@ def test_a_frame_that_fails_ends_the_story_which_goes_on_without_it_when_asked()
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits of a process")
 def test_a_full_disk_is_one_error_and_leaves_a_story_that_goes_on(
     small_disk: Callable[[int], AbstractContextManager[None]],
+    done: Said,
+    refused: Said,
 ) -> None:
     sizes = {name: len(content) for name, content in pictures("whole").items()}
     for limit, there in ((sizes["frame-01.png"] - 100, 0), (sizes["storyboard.png"] - 100, 5)):
@@ -258,7 +243,7 @@ def test_a_full_disk_is_one_error_and_leaves_a_story_that_goes_on(
     assert pictures("full") == pictures("whole")
 
 
-def test_one_frame_is_drawn_again_as_a_story_with_that_change_would_show_it() -> None:
+def test_one_frame_is_drawn_again_as_a_story_with_that_change_would_show_it(done: Said) -> None:
     shutil.copytree("whole", "new")
     done("redraw", "new", "--frame", "3", "--seed", "8", "--caption", "Luna is  waving.")
     assert differing("new", "whole") == [3]
@@ -280,7 +265,7 @@ def test_one_frame_is_drawn_again_as_a_story_with_that_change_would_show_it() ->
     }
 
 
-def test_the_receipt_of_a_redrawn_story_draws_the_same_again() -> None:
+def test_the_receipt_of_a_redrawn_story_draws_the_same_again(done: Said) -> None:
     done("redraw", "whole", "--frame", "2", "--frame", "4")
     done("redraw", "whole", "--frame", "1", "--seed", "5")
     assert [frame["seed"] for frame in receipt("whole")["frames"]] == [5, 4, 3, 4, 3]  # type: ignore[attr-defined]
@@ -295,7 +280,9 @@ def test_the_receipt_of_a_redrawn_story_draws_the_same_again() -> None:
     assert differing("again", "whole") == []
 
 
-def test_a_branch_shares_what_it_does_not_change_and_leaves_the_story_alone() -> None:
+def test_a_branch_shares_what_it_does_not_change_and_leaves_the_story_alone(
+    done: Said, refused: Said
+) -> None:
     before = {file.name: file.read_bytes() for file in Path("whole").iterdir()}
     for number in range(2):
         done("redraw", "whole", "--frame", "4", "--seed", str(10 + number), "--branch", f"b{number}")
@@ -314,7 +301,9 @@ def test_a_branch_shares_what_it_does_not_change_and_leaves_the_story_alone() ->
 
 
 @pytest.mark.parametrize("then", [("redraw", "--frame", "2"), ("continue", "more.txt")])
-def test_what_a_kill_interrupts_is_finished_by_continue(then: tuple[str, ...]) -> None:
+def test_what_a_kill_interrupts_is_finished_by_continue(
+    then: tuple[str, ...], done: Said, refused: Said
+) -> None:
     """The journal as the command leaves it when it is killed behind its first frame, and before its line."""
     Path("more.txt").write_text("title: More\nLuna waves.\nMilo is sitting.\n")
     shutil.copytree("whole", "cut")
@@ -330,7 +319,9 @@ def test_what_a_kill_interrupts_is_finished_by_continue(then: tuple[str, ...]) -
     assert pictures("cut") == pictures("whole")
 
 
-def test_damage_while_a_frame_is_redrawn_brings_back_what_the_others_were_drawn_behind() -> None:
+def test_damage_while_a_frame_is_redrawn_brings_back_what_the_others_were_drawn_behind(
+    done: Said,
+) -> None:
     shutil.copytree("whole", "cut")
     done("redraw", "whole", "--frame", "2")
     journal = read_journal(Path("whole"))
@@ -342,7 +333,7 @@ def test_damage_while_a_frame_is_redrawn_brings_back_what_the_others_were_drawn_
     assert differing("cut", "whole") == []
 
 
-def test_a_continued_story_is_the_long_one() -> None:
+def test_a_continued_story_is_the_long_one(done: Said) -> None:
     Path("more.txt").write_text("Luna waves.\nMilo is sitting.\n")
     Path("long.txt").write_text("title: A day\n" + "\n".join([*CAPTIONS, "Luna waves.", "Milo is sitting."]))
     done("render", "long.txt", "-o", "long", *QUICK)
@@ -351,7 +342,7 @@ def test_a_continued_story_is_the_long_one() -> None:
 
 
 @pytest.mark.slow
-def test_frames_get_another_digit_where_the_hundredth_comes() -> None:
+def test_frames_get_another_digit_where_the_hundredth_comes(done: Said) -> None:
     Path("short.txt").write_text("Milo is waving.\n" * 98)
     Path("more.txt").write_text("Luna is sitting.\n" * 3)
     Path("long.txt").write_text("title: Short\n" + "Milo is waving.\n" * 98 + "Luna is sitting.\n" * 3)
@@ -388,7 +379,7 @@ def test_names_get_another_digit_whenever_that_was_interrupted() -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_and_changes_nothing(
-    arguments: tuple[str, ...], code: int, says: str
+    arguments: tuple[str, ...], code: int, says: str, refused: Said
 ) -> None:
     before = {file.name: file.read_bytes() for file in Path("whole").iterdir()}
     assert says in refused(code, *arguments)

@@ -128,7 +128,7 @@ def export(
         assemble.export_checkpoint(checkpoint, folder, schemes, force, allow_degraded, aim, show, complete)
     bundle = Bundle.open(folder)
     say(f"wrote {folder} ({format_bytes(bundle.total_bytes)}, {schemes})")
-    told = _say_quality(bundle)
+    told = say_quality(bundle)
     _say_engines(engines)
     provider = f" --provider {builder.name}" if builder else ""
     say(f"next: storyv-lite render STORY.txt{f' --bundle {folder}' if out else ''}{provider}")
@@ -137,12 +137,15 @@ def export(
         say_json({"bundle": str(folder), "checkpoint": str(checkpoint), **sizes, **told})
 
 
-def _say_quality(bundle: Bundle) -> dict[str, object]:
+def say_quality(bundle: Bundle) -> dict[str, object]:
     """Say how close to full precision a new bundle is and how it stores weights; the same for JSON."""
     if bundle.degraded:
         failed = ", ".join(f"{one.component} {one.metric}" for one in bundle.degraded)
         warn(f"the bundle is degraded: {failed} missed the limit")
     say("stories against full precision: " + ", ".join(f"{k} {v:g}" for k, v in bundle.parity.items()))
+    asked, reached = bundle.mixture.get("target_psnr_db"), bundle.parity.get("psnr_db")
+    if asked is not None and reached is not None and reached < asked:
+        warn(f"{asked:g} dB were asked for, these stories reach {reached:g}: a higher `--target-psnr` helps")
     for row in bundle.mixture.get("layers", ()):
         errors = ", ".join(f"{bits}: {value:.2e}" for bits, value in row["error"].items())
         say(f"  {row['bits']:>2} bits  {row['component']} {row['layer']}  ({errors})")

@@ -2,22 +2,20 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from typer.testing import CliRunner
 
 from storyv_lite.benchmarks import quality
-from storyv_lite.cli import app
 from storyv_lite.errors import BundleError, ConfigError
-from storyv_lite.modeling.checkpoints import save_component
 from storyv_lite.runtime.pipeline import StoryPipeline
-from storyv_lite.train.judge import build
 from storyv_lite.train.toonworld.splits import SPLITS, split_of
 from storyv_lite.train.toonworld.stories import ToonStory
+
+Run = Callable[..., tuple[int, str, str]]
 
 KEYS = (
     "char_acc char_f1 bg_acc bg_f1 char_acc_references action_acc prop_acc frechet_distance clip_t clip_i "
@@ -26,42 +24,8 @@ KEYS = (
 
 
 @pytest.fixture(scope="module")
-def judged(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny encoders and a judge that guesses."""
-    folder = tmp_path_factory.mktemp("judged")
-    for name in ("text_encoder", "vision_encoder", "tokenizers"):
-        shutil.copytree(tiny_checkpoint / name, folder / name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        save_component(build(32, (16, 32), 1), folder / "judge")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def pipeline(tiny_bundle: Path) -> StoryPipeline:
     return StoryPipeline.from_bundle(tiny_bundle, "cpu", threads=1)
-
-
-def readable(pipeline: StoryPipeline, count: int = 2, frames: int = 2) -> int:
-    """The first seed whose captions the tiny model can read whole."""
-    limit, tokenizer = pipeline.model.dims.text_tokens, pipeline.model.text_tokenizer
-    return next(
-        seed
-        for seed in range(1000)
-        if all(
-            tokenizer.count(text) <= limit
-            for story in quality.unseen_stories(count, frames, seed)
-            for frame in story.frames
-            for text in (frame.reference, frame.original)
-        )
-    )
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def all_seeds(stories: tuple[ToonStory, ...]) -> list[int]:
@@ -85,10 +49,10 @@ def test_captions_are_references_or_spelled_out_or_some_of_each() -> None:
 
 
 def test_eval_prints_every_figure_and_the_last_line_is_json(
-    pipeline: StoryPipeline, tiny_bundle: Path, judged: Path, tmp_path: Path
+    tiny_bundle: Path, tiny_judge: Path, tmp_path: Path, readable: Callable[[int, int], int], run: Run
 ) -> None:
-    seed = readable(pipeline)
-    asked = ("eval", "--bundle", tiny_bundle, "--judge", judged, "--stories", 2, "--frames", 2)
+    seed = readable(2, 2)
+    asked = ("eval", "--bundle", tiny_bundle, "--judge", tiny_judge, "--stories", 2, "--frames", 2)
     code, out, err = run(*asked, "--seed", seed, "--record", tmp_path / "record.json", "--json")
     assert code == 0 and "char_acc" in out and "judge: " in err and "in the checkpoint asked for" in err
     answer: dict[str, Any] = json.loads(out.splitlines()[-1])
@@ -101,10 +65,10 @@ def test_eval_prints_every_figure_and_the_last_line_is_json(
 
 
 def test_equal_runs_give_equal_rows_and_the_context_changes_later_frames_only(
-    pipeline: StoryPipeline, judged: Path
+    pipeline: StoryPipeline, tiny_judge: Path, readable: Callable[[int, int], int]
 ) -> None:
-    stories = quality.unseen_stories(2, 2, readable(pipeline))
-    judge = quality.load_judge(judged / "judge")
+    stories = quality.unseen_stories(2, 2, readable(2, 2))
+    judge = quality.load_judge(tiny_judge / "judge")
     first, again, alone = (
         quality.evaluate(pipeline, judge, None, stories, context=context)
         for context in ("interleaved", "interleaved", "captions")
@@ -115,16 +79,18 @@ def test_equal_runs_give_equal_rows_and_the_context_changes_later_frames_only(
     assert first.rows[0].text_similarity is None
 
 
-def test_unknown_captions_and_contexts_are_refused(pipeline: StoryPipeline, judged: Path) -> None:
-    stories = quality.unseen_stories(1, 1, readable(pipeline, 1, 1))
-    judge = quality.load_judge(judged / "judge")
+def test_unknown_captions_and_contexts_are_refused(
+    pipeline: StoryPipeline, tiny_judge: Path, readable: Callable[[int, int], int]
+) -> None:
+    stories = quality.unseen_stories(1, 1, readable(1, 1))
+    judge = quality.load_judge(tiny_judge / "judge")
     with pytest.raises(ConfigError, match="captions"):
         quality.evaluate(pipeline, judge, None, stories, captions="sung")
     with pytest.raises(ConfigError, match="context"):
         quality.evaluate(pipeline, judge, None, stories, context="nothing")
 
 
-def test_without_a_judge_one_error_names_the_option(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_without_a_judge_one_error_names_the_option(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
     code, out, err = run("eval", "--bundle", tiny_bundle, "--judge", tmp_path / "nowhere")
     assert (code, out) == (4, "") and "there is no judge" in err and "--judge PATH" in err
     with pytest.raises(BundleError, match="no judge"):
@@ -132,13 +98,13 @@ def test_without_a_judge_one_error_names_the_option(tiny_bundle: Path, tmp_path:
 
 
 def test_the_judge_of_the_folder_one_stands_in_comes_before_the_repository_s(
-    judged: Path, tmp_path: Path
+    tiny_judge: Path, tmp_path: Path
 ) -> None:
     own = tmp_path / "checkpoints" / "toon" / "judge"
-    shutil.copytree(judged / "judge", own)
+    shutil.copytree(tiny_judge / "judge", own)
     assert quality.find_judge(None, None, tmp_path)[0] == own
-    assert quality.find_judge(judged / "judge", None, tmp_path) == (judged / "judge", "asked for")
-    assert quality.find_judge(None, judged, tmp_path)[0] == judged / "judge"
+    assert quality.find_judge(tiny_judge / "judge", None, tmp_path) == (tiny_judge / "judge", "asked for")
+    assert quality.find_judge(None, tiny_judge, tmp_path)[0] == tiny_judge / "judge"
 
 
 def test_another_network_is_no_judge(tiny_checkpoint: Path) -> None:
@@ -146,6 +112,8 @@ def test_another_network_is_no_judge(tiny_checkpoint: Path) -> None:
         quality.load_judge(tiny_checkpoint / "fusion")
 
 
-def test_a_bundle_and_a_checkpoint_exclude_each_other(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+def test_a_bundle_and_a_checkpoint_exclude_each_other(
+    tiny_bundle: Path, tiny_checkpoint: Path, run: Run
+) -> None:
     code, _, err = run("eval", "--bundle", tiny_bundle, "--checkpoint", tiny_checkpoint)
     assert code == 2 and "exclude each other" in err

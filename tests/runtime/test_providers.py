@@ -1,18 +1,19 @@
 """Where graphs run: the provider asked for or an error, never another one without a word."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime as ort
 import pytest
-from typer.testing import CliRunner
 
 from storyv_lite.bundle import Bundle
-from storyv_lite.cli import app
 from storyv_lite.components import Component
 from storyv_lite.errors import BackendError
 from storyv_lite.runtime import backends
 from storyv_lite.runtime.backends import driver, open_backend, providers
 from storyv_lite.runtime.backends.ort import check_provider, session_options
+
+Run = Callable[..., tuple[int, str, str]]
 
 NEED_A_GPU = ("cuda", "tensorrt", "tensorrt-rtx")
 
@@ -21,13 +22,6 @@ NEED_A_GPU = ("cuda", "tensorrt", "tensorrt-rtx")
 def no_gpu() -> None:
     if not driver.problem():
         pytest.skip("this machine has a GPU")
-
-
-def run(*arguments: str | Path) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_the_names_that_can_be_asked_for_are_those_of_the_providers() -> None:
@@ -87,7 +81,7 @@ def test_the_library_itself_never_falls_back_for_us(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_render_refuses_and_doctor_tells_why(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_render_refuses_and_doctor_tells_why(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "day.txt").write_text("Milo is waving.\n")
     asked = ("render", tmp_path / "day.txt", "--bundle", tiny_bundle, "-o", tmp_path / "out")
     code, out, err = run(*asked, "--provider", "tensorrt-rtx")
