@@ -16,6 +16,7 @@ from storyv_lite.runtime.images import Pixels, pixel_values, read_portrait, to_p
 from storyv_lite.runtime.kv_cache import Piece
 from storyv_lite.runtime.language import Language, make_piece
 from storyv_lite.runtime.soundness import check_sound
+from storyv_lite.runtime.tiles import decode_tiles
 from storyv_lite.runtime.token_table import open_table
 from storyv_lite.runtime.tokenizer import LanguageTokenizer, TextTokenizer, mentions
 
@@ -74,12 +75,18 @@ class Model:
         conditioning: Floats = mapped["encoder_hidden_states"]
         return conditioning
 
-    def decode(self, latents: Floats) -> Pixels:
-        """Latents (1, channels, size, size) as a picture (H, W, 3).
+    def decode(self, latents: Floats, tile: int = 0) -> Pixels:
+        """Latents (1, channels, size, size) as a picture (H, W, 3); in tiles of `tile` cells, 0 for whole.
 
         Raises `FrameError` when it holds NaN or is of one colour.
         """
-        image = self.session(Component.VAE_DECODER).run({"latents": latents})["image"]
+        decoder = self.session(Component.VAE_DECODER)
+
+        def decode(part: Floats) -> Floats:
+            image: Floats = decoder.run({"latents": part})["image"]
+            return image
+
+        image = decode_tiles(decode, latents, tile or self.dims.latent_size)
         check_sound(Component.VAE_DECODER, image)
         pixels = to_pixels(image)
         check_sound(Component.VAE_DECODER, pixels)

@@ -26,9 +26,11 @@ from storyv_lite.runtime.context import Finished, grow
 from storyv_lite.runtime.denoiser import Conditioning, draw_latents, frame_generator
 from storyv_lite.runtime.images import Pixels
 from storyv_lite.runtime.kv_cache import KVCache, Piece
+from storyv_lite.runtime.latents import LatentStore
 from storyv_lite.runtime.model import Model
 from storyv_lite.runtime.schedulers import NoiseSchedule, SamplerTable, sampler_table
 from storyv_lite.runtime.soundness import check_sound
+from storyv_lite.runtime.tiles import check_tile
 from storyv_lite.story import Caption, Story
 
 CONTEXTS = ("interleaved", "captions", "none")  # what a frame is drawn after; all but the first for measuring
@@ -145,12 +147,20 @@ class _Context:
 class StoryPipeline:
     """A bundle on a device, ready to draw stories."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, reason: str = "given", batched: bool = True) -> None:
-        """`reason` says why this bundle; without `batched` guidance takes two passes and half the memory."""
+    def __init__(
+        self, bundle: Bundle, backend: Backend, reason: str = "given", batched: bool = True, tile: int = 0
+    ) -> None:
+        """`reason` says why this bundle; without `batched` guidance takes two passes and half the memory.
+
+        Latents of more than `tile` cells are decoded in tiles, seams blended; 0 decodes pictures whole.
+        Raises `ConfigError`.
+        """
+        check_tile(tile)
         self.bundle = bundle
         self.backend = backend
         self.reason = reason
         self.batched = batched
+        self.tile = tile
         self.model = Model(bundle, backend)
 
     @classmethod
@@ -161,13 +171,14 @@ class StoryPipeline:
         threads: int | None = None,
         batched: bool = True,
         provider: str = "auto",
+        tile: int = 0,
     ) -> "StoryPipeline":
         """Open a bundle: `path`, else the newest in `./bundles`, else the one that ships.
 
         Every file is verified. Raises `BundleError` and `BackendError`.
         """
         found, reason = find_bundle(path)
-        return cls(Bundle.open(found), open_backend(device, threads, provider), reason, batched)
+        return cls(Bundle.open(found), open_backend(device, threads, provider), reason, batched, tile)
 
     @classmethod
     def from_checkpoint(
@@ -177,6 +188,7 @@ class StoryPipeline:
         precision: str | None = None,
         threads: int | None = None,
         batched: bool = True,
+        tile: int = 0,
     ) -> "StoryPipeline":
         """Draw with a checkpoint as it is, by PyTorch; `path` may be a name in `./checkpoints`.
 
@@ -184,7 +196,7 @@ class StoryPipeline:
         `MissingDependency`, `ConfigError`, `BundleError` and `BackendError`.
         """
         found, backend = find_checkpoint(path), open_torch_backend(device, precision, threads)
-        return cls(open_checkpoint(found), backend, "asked for", batched)
+        return cls(open_checkpoint(found), backend, "asked for", batched, tile)
 
     def draw(
         self,
@@ -195,6 +207,7 @@ class StoryPipeline:
         on_progress: OnProgress | None = None,
         context: str = "interleaved",
         finished: Iterable[Pixels | None] = (),
+        latents: LatentStore | None = None,
     ) -> Iterator[Frame]:
         """Draw a story frame by frame; what is not given comes from the bundle.
 
@@ -202,6 +215,9 @@ class StoryPipeline:
         are looked at and read as they were when they had just been drawn, so that the language model comes
         to the same states bit for bit; the frames behind them are drawn. None is a frame that failed: it is
         neither read nor remembered.
+
+        Into `latents` goes what was drawn before it is decoded; a frame that is found there is not drawn, but
+        decoded.
 
         `context` is for measuring what it is worth: "captions" keeps the pictures of finished frames from the
         language model, "none" draws every frame by itself, from its caption and the portraits.
@@ -212,7 +228,7 @@ class StoryPipeline:
             raise ConfigError(f"there is no context `{context}`", hint=f"contexts are {', '.join(CONTEXTS)}")
         settings = self.settings(seed, num_inference_steps, guidance_scale)
         told = on_progress or (lambda progress: None)
-        return self._frames(story.captions, settings, self._table(settings), told, context, finished)
+        return self._frames(story.captions, settings, self._table(settings), told, context, finished, latents)
 
     def settings(
         self, seed: int = 0, num_inference_steps: int | None = None, guidance_scale: float | None = None
@@ -261,6 +277,7 @@ class StoryPipeline:
         told: OnProgress,
         known: str,
         finished: Iterable[Pixels | None],
+        saved: LatentStore | None,
     ) -> Iterator[Frame]:
         """The loop of specification D.1; a picture is looked at once, when the next frame needs it."""
         context = _Context(self.model, captions, pictures=known == "interleaved")
@@ -281,17 +298,23 @@ class StoryPipeline:
                     states, read = context.read(index, caption.text)
                     check_sound(Component.LANGUAGE_MODEL, states)
             if image is _TO_DRAW:
-                with clock("portraits" if states is None else "map"):
-                    story = self.model.portraits(caption.text) if states is None else self.model.map(states)
-                    check_sound(Component.FUSION if states is None else Component.MAPPER, story)
-                with clock("text"):
-                    conditioning = self._conditioning(caption.text, story)
                 seed = settings.seed if caption.seed is None else caption.seed
-                with clock("draw"):
-                    latents = self._draw(conditioning, settings, table, seed, index, len(captions), told)
+                latents = saved.get(index) if saved else None
+                if latents is None:
+                    with clock("portraits" if states is None else "map"):
+                        story = (
+                            self.model.portraits(caption.text) if states is None else self.model.map(states)
+                        )
+                        check_sound(Component.FUSION if states is None else Component.MAPPER, story)
+                    with clock("text"):
+                        conditioning = self._conditioning(caption.text, story)
+                    with clock("draw"):
+                        latents = self._draw(conditioning, settings, table, seed, index, len(captions), told)
+                    if saved:
+                        saved.put(index, latents)
                 told(Progress(index, len(captions), "decode"))
                 with clock("decode"):
-                    image = self.model.decode(latents)
+                    image = self.model.decode(latents, self.tile)
                 kind, times = "portraits" if states is None else "story", clock.timings_ms
                 reduced = states is not None and context.reduced
                 yield Frame(index, image, caption.text, seed, kind, times, read, context.frames, reduced)

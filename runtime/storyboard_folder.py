@@ -31,6 +31,7 @@ from storyv_lite.runtime.backends.base import Backend
 from storyv_lite.runtime.disk import link_file, write_file
 from storyv_lite.runtime.images import Pixels, png
 from storyv_lite.runtime.journal import JOURNAL, RECEIPT, Journal, Record
+from storyv_lite.runtime.latents import SavedLatents
 from storyv_lite.runtime.pipeline import Frame, OnProgress, Settings, StoryPipeline
 from storyv_lite.runtime.storyboard import Panel, blank, page, sheet
 from storyv_lite.runtime.takes import captions_at, overdrawn, run
@@ -46,12 +47,14 @@ def new_journal(story: Story, title: str, pipeline: StoryPipeline, settings: Set
     bundle = {"name": pipeline.bundle.name, "sha256": pipeline.bundle.sha256}
     if pipeline.backend.name == TORCH:
         bundle["precision"] = pipeline.backend.precision
-    return Journal(title, story, asdict(settings), bundle, made_with(pipeline.backend))
+    return Journal(title, story, asdict(settings), bundle, made_with(pipeline))
 
 
-def made_with(backend: Backend) -> dict[str, Any]:
+def made_with(pipeline: StoryPipeline) -> dict[str, Any]:
     """What the bytes of a picture may depend on beside story, settings and bundle."""
-    return {"versions": _versions(backend), "threads": backend.threads, "provider": backend.provider}
+    backend = pipeline.backend
+    made = {"versions": _versions(backend), "threads": backend.threads, "provider": backend.provider}
+    return made | ({"tile": pipeline.tile} if pipeline.tile else {})
 
 
 class StoryboardFolder:
@@ -61,12 +64,14 @@ class StoryboardFolder:
         self.folder = folder
         self.journal = journal
         self.pipeline = pipeline
+        self._latents = SavedLatents(folder, self._key)
 
     def begin(self) -> None:
         """Put a new journal in place, then remove what an earlier story left here, and nothing else."""
         self.journal.write(self.folder)
         for name in (RECEIPT, SHEET, PAGE):
             (self.folder / name).unlink(missing_ok=True)
+        self._latents.clear()
         self._settle_names()
 
     def go_on(self, retry: bool, resumed: bool) -> list[int]:
@@ -116,6 +121,7 @@ class StoryboardFolder:
                 settings["guidance_scale"],
                 told,
                 finished=self._pictures(first),
+                latents=self._latents,
             )
             drawn = islice(frames, count)
             while len(self.journal.records) < begin + count:
@@ -178,6 +184,7 @@ class StoryboardFolder:
             "timings_ms": {phase: round(value, 1) for phase, value in frame.timings_ms.items()},
         }
         self.journal = self.journal.append(self.folder, record)
+        self._latents.drop(frame.index)
         return record
 
     def _failed(self, fault: Exception) -> Record:
@@ -187,6 +194,14 @@ class StoryboardFolder:
         record = {"frame": take.frame + 1, "seed": seed, "caption": take.caption.text, "error": reason}
         self.journal = self.journal.append(self.folder, record)
         return record
+
+    def _key(self) -> str:
+        """What decides the latents of the take at hand: everything before it, and itself."""
+        journal, take = self.journal, self.journal.pending[0]
+        before = [record.get("sha256", "") for record in journal.records]
+        now = [take.frame, take.caption.text, take.caption.seed, before]
+        known = [journal.bundle, journal.settings, made_with(self.pipeline), *now]
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     def _name(self, frame: int) -> str:
         digits = max(2, len(str(len(self.journal.story.captions))))
@@ -244,6 +259,7 @@ class StoryboardFolder:
             "backend": {"name": backend.name, "precision": backend.precision},
             "device": {"device": backend.device, "provider": backend.provider, "chosen": backend.reason},
             "threads": backend.threads,
+            "tile": self.pipeline.tile,
             "machine": f"{platform.system()} {platform.machine()}",
             "versions": _versions(backend),
             "unknown_words": list(self.pipeline.unknown_words(self.journal.story)),
@@ -269,6 +285,7 @@ class StoryboardFolder:
             words += ["--bundle", bundle.name]
         words += ["--seed", str(settings["seed"]), "--steps", str(settings["num_inference_steps"])]
         words += ["--guidance", str(settings["guidance_scale"]), "--device", backend.device]
+        words += ["--tile", str(self.pipeline.tile)] if self.pipeline.tile else []
         return shlex.join(words)
 
     def _details(self, receipt: dict[str, Any]) -> list[tuple[str, str]]:

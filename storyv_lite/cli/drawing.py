@@ -71,8 +71,9 @@ def open_pipeline(journal: "Journal", bundle: str, device: str) -> "StoryPipelin
     from storyv_lite.runtime.pipeline import StoryPipeline
 
     name, wanted = journal.bundle["name"], journal.bundle["sha256"]
+    tile = journal.made_with.get("tile", 0)
     if precision := journal.bundle.get("precision"):
-        pipeline = StoryPipeline.from_checkpoint(bundle or name, device, precision)
+        pipeline = StoryPipeline.from_checkpoint(bundle or name, device, precision, tile=tile)
         if pipeline.bundle.sha256 == wanted:
             return pipeline
         raise BundleError(
@@ -90,7 +91,7 @@ def open_pipeline(journal: "Journal", bundle: str, device: str) -> "StoryPipelin
             continue
         digest = hash_file(path / MANIFEST)
         if digest == wanted:
-            return StoryPipeline.from_bundle(path, device)
+            return StoryPipeline.from_bundle(path, device, tile=tile)
         found.append(f"`{path}` ({digest[:12]})")
     raise BundleError(
         f"the story was begun with bundle `{name}` ({wanted[:12]}); found {', '.join(found) or 'none'}",
@@ -131,7 +132,7 @@ def take_over(drawn: "StoryboardFolder", retry: bool, resumed: bool) -> None:
     """Go on with what lies in the folder, and say what of it is not used, and whether bytes may differ."""
     from storyv_lite.runtime.storyboard_folder import made_with
 
-    otherwise = drawn.journal.made_otherwise(made_with(drawn.pipeline.backend))
+    otherwise = drawn.journal.made_otherwise(made_with(drawn.pipeline))
     lost = drawn.go_on(retry, resumed)
     if lost:
         names = ", ".join(str(frame + 1) for frame in lost)

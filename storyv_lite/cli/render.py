@@ -60,6 +60,13 @@ def render(
     ] = None,
     device: DeviceOption = "auto",
     provider: ProviderOption = "auto",
+    tile: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Decode pictures in tiles of N cells of latents: less memory, faint seams [default: whole].",
+        ),
+    ] = 0,
     resume: Annotated[
         bool,
         typer.Option(
@@ -96,10 +103,10 @@ def render(
     from storyv_lite.runtime.storyboard_folder import StoryboardFolder, new_journal
 
     if checkpoint:
-        pipeline = StoryPipeline.from_checkpoint(checkpoint, device, precision or None)
+        pipeline = StoryPipeline.from_checkpoint(checkpoint, device, precision or None, tile=tile)
         note(f"checkpoint: {pipeline.bundle.path} in {pipeline.backend.precision}")
     else:
-        pipeline = StoryPipeline.from_bundle(bundle or None, device, provider=provider)
+        pipeline = StoryPipeline.from_bundle(bundle or None, device, provider=provider, tile=tile)
         note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
     backend = pipeline.backend
     note(f"device: {backend.device}, {backend.provider} ({backend.reason})")
