@@ -19,6 +19,7 @@ from storyv_lite.bundle import Bundle, find_bundle
 from storyv_lite.checkpoint import find_checkpoint, open_checkpoint
 from storyv_lite.components import Component
 from storyv_lite.errors import ConfigError, StoryError
+from storyv_lite.memory import take_peak
 from storyv_lite.prompt import history, query, text_history
 from storyv_lite.runtime.backends import open_backend, open_torch_backend
 from storyv_lite.runtime.backends.base import Backend
@@ -28,6 +29,8 @@ from storyv_lite.runtime.images import Pixels
 from storyv_lite.runtime.kv_cache import KVCache, Piece
 from storyv_lite.runtime.latents import LatentStore
 from storyv_lite.runtime.model import Model
+from storyv_lite.runtime.phases import LOAD
+from storyv_lite.runtime.plan import MemoryPlan, narrowed
 from storyv_lite.runtime.schedulers import NoiseSchedule, SamplerTable, sampler_table
 from storyv_lite.runtime.soundness import check_sound
 from storyv_lite.runtime.tiles import check_tile
@@ -49,6 +52,7 @@ class Frame:
     seed: int
     conditioning: str  # "story": by the language model | "portraits": the caption fused with its characters
     timings_ms: dict[str, float]  # per phase; loading a component counts in the phase that needs it first
+    peaks: dict[str, int]  # per phase, the most bytes the process held; empty where the system cannot say
     tokens_read: int  # by the language model, for this frame
     context: tuple[int, ...]  # finished frames that it was drawn after
     reduced: bool  # some finished frames were left out, because a long story does not fit the context
@@ -81,15 +85,19 @@ class Settings:
 
 @dataclass
 class _Clock:
-    """Milliseconds per phase of one frame."""
+    """Milliseconds and peak bytes per phase of one frame."""
 
     timings_ms: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
+        take_peak()  # what was before is no part of the phase
         start = time.perf_counter()
         yield
         self.timings_ms[phase] = (time.perf_counter() - start) * 1000
+        if (peak := take_peak()) is not None:
+            self.peaks[phase] = peak
 
 
 class _Context:
@@ -162,6 +170,15 @@ class StoryPipeline:
         self.batched = batched
         self.tile = tile
         self.model = Model(bundle, backend)
+        self.plan: MemoryPlan | None = None
+
+    def obey(self, plan: MemoryPlan) -> None:
+        """Load, unload, guide and decode as planned from now on. What is loaded is unloaded."""
+        self.close()
+        self.plan = plan
+        self.bundle = narrowed(self.bundle, plan.choice)
+        self.batched, self.tile = plan.choice.batched, plan.choice.tile
+        self.model = Model(self.bundle, self.backend, plan.choice.kept if plan.budget.limited else None)
 
     @classmethod
     def from_bundle(
@@ -280,6 +297,10 @@ class StoryPipeline:
         saved: LatentStore | None,
     ) -> Iterator[Frame]:
         """The loop of specification D.1; a picture is looked at once, when the next frame needs it."""
+        loading = _Clock()
+        if self.plan is not None and self.plan.choice.prewarm:
+            with loading(LOAD):
+                self.model.residency.prewarm()
         context = _Context(self.model, captions, pictures=known == "interleaved")
         there = iter(finished)
         latest: tuple[int, Pixels] | None = None  # a picture that nobody has looked at yet
@@ -287,7 +308,7 @@ class StoryPipeline:
             image = next(there, _TO_DRAW)
             if image is None:
                 continue
-            clock = _Clock()
+            clock, loading = loading, _Clock()
             told(Progress(index, len(captions), "read"))
             if latest is not None and known != "none":
                 with clock("look"):
@@ -315,9 +336,20 @@ class StoryPipeline:
                 told(Progress(index, len(captions), "decode"))
                 with clock("decode"):
                     image = self.model.decode(latents, self.tile)
-                kind, times = "portraits" if states is None else "story", clock.timings_ms
+                kind = "portraits" if states is None else "story"
                 reduced = states is not None and context.reduced
-                yield Frame(index, image, caption.text, seed, kind, times, read, context.frames, reduced)
+                yield Frame(
+                    index,
+                    image,
+                    caption.text,
+                    seed,
+                    kind,
+                    clock.timings_ms,
+                    clock.peaks,
+                    read,
+                    context.frames,
+                    reduced,
+                )
             latest = index, image
 
     def _conditioning(self, caption: str, story: NDArray[np.float32]) -> Conditioning:
@@ -338,16 +370,17 @@ class StoryPipeline:
         told: OnProgress,
     ) -> NDArray[np.float32]:
         dims = self.bundle.model.dimensions
-        latents = draw_latents(
-            self.model.session(Component.UNET),
-            table,
-            conditioning,
-            settings.guidance_scale,
-            frame_generator(seed, index),
-            (dims.latent_channels, dims.latent_size, dims.latent_size),
-            self.batched,
-            lambda step, steps: told(Progress(index, frames, "draw", step, steps)),
-        )
+        with self.model.residency.use(Component.UNET) as unet:
+            latents = draw_latents(
+                unet,
+                table,
+                conditioning,
+                settings.guidance_scale,
+                frame_generator(seed, index),
+                (dims.latent_channels, dims.latent_size, dims.latent_size),
+                self.batched,
+                lambda step, steps: told(Progress(index, frames, "draw", step, steps)),
+            )
         check_sound(Component.UNET, latents)
         return latents
 

@@ -11,7 +11,7 @@ import json
 import platform
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -26,13 +26,15 @@ from PIL import Image
 from storyv_lite import __version__
 from storyv_lite.checkpoint import TORCH
 from storyv_lite.errors import StoryVError
-from storyv_lite.memory import format_bytes, resident_memory
+from storyv_lite.memory import format_bytes, resident_memory, take_peak
 from storyv_lite.runtime.backends.base import Backend
 from storyv_lite.runtime.disk import link_file, write_file
 from storyv_lite.runtime.images import Pixels, png
 from storyv_lite.runtime.journal import JOURNAL, RECEIPT, Journal, Record
 from storyv_lite.runtime.latents import SavedLatents
+from storyv_lite.runtime.phases import FINISH, PHASE_OF
 from storyv_lite.runtime.pipeline import Frame, OnProgress, Settings, StoryPipeline
+from storyv_lite.runtime.plan import Budget, kept_plan, ways
 from storyv_lite.runtime.storyboard import Panel, blank, page, sheet
 from storyv_lite.runtime.takes import captions_at, overdrawn, run
 from storyv_lite.story import Story
@@ -54,6 +56,8 @@ def made_with(pipeline: StoryPipeline) -> dict[str, Any]:
     """What the bytes of a picture may depend on beside story, settings and bundle."""
     backend = pipeline.backend
     made = {"versions": _versions(backend), "threads": backend.threads, "provider": backend.provider}
+    if pipeline.plan is not None:
+        made |= {"plan": kept_plan(pipeline.plan), **ways(pipeline.plan, pipeline.bundle)}
     return made | ({"tile": pipeline.tile} if pipeline.tile else {})
 
 
@@ -65,6 +69,7 @@ class StoryboardFolder:
         self.journal = journal
         self.pipeline = pipeline
         self._latents = SavedLatents(folder, self._key)
+        self._peaks: dict[str, int] = {}  # of this run: bytes at most, by the plan's phases
 
     def begin(self) -> None:
         """Put a new journal in place, then remove what an earlier story left here, and nothing else."""
@@ -141,8 +146,10 @@ class StoryboardFolder:
 
         A branch gets a page that shows the frames beside it, and no sheet: it shall be small.
         """
+        if self.pipeline.plan is not None and self.pipeline.plan.budget.limited:
+            self.pipeline.close()
+        take_peak()
         panels = [self._panel(frame) for frame in range(len(self.journal.story.captions))]
-        receipt = self._receipt(seconds)
         names = None
         if self.journal.branch_of:
             names = [self._name(frame) for frame in range(len(panels))]
@@ -150,8 +157,11 @@ class StoryboardFolder:
             board = io.BytesIO()
             sheet(self.journal.title, panels).save(board, "PNG")
             write_file(self.folder / SHEET, board.getvalue())
+        receipt = self._receipt(seconds)
         content = page(self.journal.title, panels, self._details(receipt), names)
         write_file(self.folder / PAGE, content.encode())
+        self._note_peaks({FINISH: take_peak() or 0})
+        receipt |= {"memory_bytes": asdict(resident_memory()), "plan": self.measured_plan()}
         write_file(self.folder / RECEIPT, (json.dumps(receipt, indent=1, ensure_ascii=False) + "\n").encode())
         (self.folder / JOURNAL).unlink(missing_ok=True)
         return receipt
@@ -181,8 +191,10 @@ class StoryboardFolder:
             "tokens_read": frame.tokens_read,
             "context_frames": [index + 1 for index in frame.context],
             "reduced_context": frame.reduced,
+            "peak_bytes": frame.peaks,
             "timings_ms": {phase: round(value, 1) for phase, value in frame.timings_ms.items()},
         }
+        self._note_peaks(frame.peaks)
         self.journal = self.journal.append(self.folder, record)
         self._latents.drop(frame.index)
         return record
@@ -200,7 +212,8 @@ class StoryboardFolder:
         journal, take = self.journal, self.journal.pending[0]
         before = [record.get("sha256", "") for record in journal.records]
         now = [take.frame, take.caption.text, take.caption.seed, before]
-        known = [journal.bundle, journal.settings, made_with(self.pipeline), *now]
+        made = {name: value for name, value in made_with(self.pipeline).items() if name != "plan"}
+        known = [journal.bundle, journal.settings, made, *now]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     def _name(self, frame: int) -> str:
@@ -265,6 +278,7 @@ class StoryboardFolder:
             "unknown_words": list(self.pipeline.unknown_words(self.journal.story)),
             "seconds": round(seconds, 2),
             "memory_bytes": asdict(resident_memory()),
+            "plan": self.measured_plan(),
             "resumed": list(self.journal.resumed),
             "branch_of": self.journal.branch_of,
             "frames": [
@@ -273,6 +287,21 @@ class StoryboardFolder:
                 if record is not None
             ],
         }
+
+    def _note_peaks(self, peaks: Mapping[str, int]) -> None:
+        for phase, peak in peaks.items():
+            name = PHASE_OF.get(phase, phase)
+            self._peaks[name] = max(self._peaks.get(name, 0), peak)
+
+    def measured_plan(self) -> dict[str, Any] | None:
+        """The plan, with what was measured beside what was planned; of the phases of this run."""
+        plan = self.pipeline.plan
+        if plan is None:
+            return None
+        whole = plan.as_dict()
+        for phase in whole["phases"]:
+            phase["measured_bytes"] = self._peaks.get(phase["name"]) or None
+        return whole
 
     def _command(self) -> str:
         """What draws the same story again, beside the receipt."""
@@ -286,6 +315,9 @@ class StoryboardFolder:
         words += ["--seed", str(settings["seed"]), "--steps", str(settings["num_inference_steps"])]
         words += ["--guidance", str(settings["guidance_scale"]), "--device", backend.device]
         words += ["--tile", str(self.pipeline.tile)] if self.pipeline.tile else []
+        budget = self.pipeline.plan.budget if self.pipeline.plan else Budget()
+        for flag, given in (("--ram", budget.ram), ("--vram", budget.vram)):
+            words += [flag, f"{given}B"] if given else []
         return shlex.join(words)
 
     def _details(self, receipt: dict[str, Any]) -> list[tuple[str, str]]:

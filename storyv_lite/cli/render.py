@@ -11,13 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from storyv_lite.cli.console import note
-from storyv_lite.cli.drawing import KeepGoingOption, draw_story, resuming, say_complete, take_over, writing
+from storyv_lite.cli.drawing import (
+    KeepGoingOption,
+    draw_story,
+    refuse_exceeded,
+    resuming,
+    say_complete,
+    take_over,
+    writing,
+)
 from storyv_lite.cli.options import (
     BundleOption,
     DeviceOption,
     ForceOption,
     JsonOption,
     ProviderOption,
+    RamOption,
+    VramOption,
     free_folder,
     holds_something,
     make_folder,
@@ -67,6 +77,11 @@ def render(
             help="Decode pictures in tiles of N cells of latents: less memory, faint seams [default: whole].",
         ),
     ] = 0,
+    ram: RamOption = "",
+    vram: VramOption = "",
+    strict_budget: Annotated[
+        bool, typer.Option("--strict-budget", help="Fail when more memory was used than was planned.")
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -85,6 +100,11 @@ def render(
             "`--precision` is for a checkpoint; a bundle has the one it was exported in",
             hint="give `--checkpoint` too, or export another bundle with `storyv-lite export --scheme`",
         )
+    if checkpoint and (ram or vram or strict_budget):
+        raise ConfigError(
+            "a memory plan is for a bundle; a checkpoint is drawn with by PyTorch",
+            hint="export it first: storyv-lite export --int4",
+        )
     if checkpoint and provider != "auto":
         raise ConfigError(
             "`--provider` is for a bundle; a checkpoint is drawn with by PyTorch",
@@ -100,13 +120,15 @@ def render(
 
     from storyv_lite.runtime.journal import read_journal
     from storyv_lite.runtime.pipeline import StoryPipeline
+    from storyv_lite.runtime.planning import open_planned, read_budget
     from storyv_lite.runtime.storyboard_folder import StoryboardFolder, new_journal
 
     if checkpoint:
         pipeline = StoryPipeline.from_checkpoint(checkpoint, device, precision or None, tile=tile)
         note(f"checkpoint: {pipeline.bundle.path} in {pipeline.backend.precision}")
     else:
-        pipeline = StoryPipeline.from_bundle(bundle or None, device, provider=provider, tile=tile)
+        budget = read_budget(ram, vram)
+        pipeline = open_planned([bundle] if bundle else [], told, budget, guidance, device, provider, tile)
         note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
     backend = pipeline.backend
     note(f"device: {backend.device}, {backend.provider} ({backend.reason})")
@@ -131,6 +153,8 @@ def render(
                 return
         after = f", or draw it another way with --seed {seed + 1}"
         draw_story(drawn, began, resume_command, keep_going, as_json, after)
+        if strict_budget:
+            refuse_exceeded(drawn)
 
 
 def _unfinished(stem: str, wanted: "Journal") -> Path | None:

@@ -1,0 +1,135 @@
+"""From a budget and a story to a plan that a pipeline obeys; the part of planning that looks around.
+
+Knows which bundles there are and what this process holds already; choosing is `plan`'s, doing `residency`'s.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from storyv_lite.bundle import MANIFEST, PACKAGED, Bundle, Context, find_bundle
+from storyv_lite.components import Component
+from storyv_lite.errors import BundleError, ConfigError
+from storyv_lite.memory import parse_bytes, resident_memory
+from storyv_lite.runtime.backends import open_backend
+from storyv_lite.runtime.backends.base import Backend
+from storyv_lite.runtime.demand import demand_of
+from storyv_lite.runtime.phases import Choice, Place
+from storyv_lite.runtime.pipeline import StoryPipeline
+from storyv_lite.runtime.plan import Budget, MemoryPlan, check_fits, make_plan, planned
+from storyv_lite.runtime.tiles import check_tile
+from storyv_lite.story import Story
+
+
+def read_budget(ram: str, vram: str) -> Budget:
+    """A budget as it is written on the command line, empty for none. Raises `ConfigError`."""
+    return Budget(parse_bytes(ram) if ram else None, parse_bytes(vram) if vram else None)
+
+
+def find_forms(names: Sequence[str | Path], limited: bool) -> tuple[list[Path], str]:
+    """Bundles to choose from, and why those: the ones asked for, else the one that is taken without a budget
+    and, within one (`limited`), all other forms of it.
+
+    Forms of one model were exported from one checkpoint. Raises `BundleError`.
+    """
+    if names:
+        return [find_bundle(name)[0] for name in names], "asked for"
+    first, reason = find_bundle()
+    if not limited:
+        return [first], reason
+    origin = _origin(first)
+    beside = () if first == PACKAGED else sorted(first.parent.glob(f"*/{MANIFEST}"))
+    same = [f.parent for f in beside if f.parent != first and origin and _origin(f.parent) == origin]
+    return [first, *same], f"{reason}, or another form of it" if same else reason
+
+
+def open_planned(
+    names: Sequence[str | Path],
+    story: Story,
+    budget: Budget,
+    guidance_scale: float | None = None,
+    device: str = "auto",
+    provider: str = "auto",
+    tile: int = 0,
+) -> StoryPipeline:
+    """A pipeline that draws one story within a budget; files are verified, nothing is loaded yet.
+
+    Raises `BudgetError` with the smallest budget
+    that would do, `BundleError`, `BackendError`, `StoryError` and `ConfigError`.
+    """
+    check_tile(tile)
+    backend = open_backend(device, provider=provider)
+    paths, reason = find_forms(names, budget.limited)
+    found, plan = plan_story(paths, backend, story, guidance_scale, budget, tile)
+    pipeline = StoryPipeline(Bundle.open(found), backend, reason, tile=tile)
+    if plan is not None:
+        pipeline.obey(plan)
+    return pipeline
+
+
+def plan_story(
+    paths: Sequence[Path],
+    backend: Backend,
+    story: Story,
+    guidance_scale: float | None,
+    budget: Budget,
+    tile: int = 0,
+) -> tuple[Path, MemoryPlan | None]:
+    """The bundle and the plan of a story; loads nothing, and no more than manifests and tokenizers is read.
+
+    There is no plan where engines run: what they take is not known before. Raises `BudgetError`.
+    """
+    if budget.vram is not None and backend.device == "cpu":
+        raise ConfigError("`--vram` is for a GPU, and this story is drawn on the CPU", "give `--ram` alone")
+    pipelines = [StoryPipeline(Bundle.open(path, verify=False), backend) for path in paths]
+    pipelines.sort(key=lambda pipeline: -pipeline.bundle.total_bytes)
+    for pipeline in pipelines:
+        pipeline.check(story)
+    if backend.name != "ort":
+        if budget.limited:
+            raise ConfigError(
+                f"there is no plan for `{backend.provider}`", "give `--provider cpu` or `cuda` with a budget"
+            )
+        return paths[0], None
+    demands = [
+        demand_of(one.model, story.captions, one.settings(guidance_scale=guidance_scale).guidance_scale)
+        for one in pipelines
+    ]
+    bundles = [pipeline.bundle for pipeline in pipelines]
+    bundle, plan = make_plan(bundles, demands, budget, _place(backend), tile=tile)
+    return bundle.path, plan
+
+
+def plan_again(
+    pipeline: StoryPipeline, story: Story, guidance_scale: float, made: Mapping[str, Any] | None
+) -> None:
+    """Let a pipeline draw as it was planned when the story was begun; `made` is what `kept_plan` kept.
+
+    Raises `BudgetError` when the story has outgrown its budget since.
+    """
+    if pipeline.backend.name != "ort" or not story.captions:
+        return
+    demand = demand_of(pipeline.model, story.captions, guidance_scale)
+    place = _place(pipeline.backend)
+    if made is None:
+        pipeline.obey(make_plan([pipeline.bundle], [demand], Budget(), place, tile=pipeline.tile)[1])
+        return
+    chosen = dict(made["choice"])
+    schemes = {Component(name): scheme for name, scheme in chosen.pop("schemes").items()}
+    kept = tuple(map(Component, chosen.pop("kept")))
+    chosen["context"] = Context(**chosen["context"]) if chosen["context"] else None
+    plan = planned(pipeline.bundle, demand, Budget(**made["budget"]), place, Choice(schemes, kept, **chosen))
+    check_fits(plan)
+    pipeline.obey(plan)
+
+
+def _place(backend: Backend) -> Place:
+    return Place(resident_memory().now or 0, backend.device == "cuda")
+
+
+def _origin(path: Path) -> str:
+    """The checkpoint that a bundle was exported from; empty when it cannot be told."""
+    try:
+        return str(Bundle.open(path, verify=False).provenance.get("checkpoint_sha256", ""))
+    except BundleError:
+        return ""
