@@ -69,7 +69,7 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
         "component": str(component),
         "scheme": part.scheme,
         "bytes": sum(one.bytes for one in part.parts),
-        "loading": loading - base,
+        "loading": max(loading, loaded) - base,
         "loaded": loaded - base,
         "working": max(worked) - base,
         "after": after - base,

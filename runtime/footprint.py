@@ -44,6 +44,9 @@ _SCHEMES = {
     "int8-weights": _Scheme(2.2, 2.2, 2.2, 8, 0.56, 0.012),
     "int4-block32": _Scheme(2.5, 2.5, 2.4, 4.5, 1.55, 0.075),
 }
+# Four bits of what sees no pixels: linear layers alone, no convolution rewritten as a product.
+_LINEAR = {"int4-block32": _Scheme(1.6, 1.6, 2.0, 4.5, 0.0, 0.0)}
+_READS_TEXT = (Component.TEXT_ENCODER, Component.LANGUAGE_MODEL, Component.MAPPER, Component.FUSION)
 # Schemes that are not listed (mixtures, those for GPUs) are taken as the worst in every respect.
 _UNKNOWN = _Scheme(2.5, 4.3, 2.4, 4.5, 1.55, 0.075)
 
@@ -80,7 +83,8 @@ def footprint(
 ) -> Footprint:
     """What one component takes for one story."""
     size = sum(part.bytes for part in variant.parts)
-    scheme = _SCHEMES.get(variant.scheme, _UNKNOWN)
+    schemes = _SCHEMES | _LINEAR if component in _READS_TEXT else _SCHEMES
+    scheme = schemes.get(variant.scheme, _UNKNOWN)
     if component is Component.TOKEN_EMBEDDING:
         return Footprint(size, size, 0, 0.0)  # mapped; in the worst case every row is read
     width = (size * 8 / scheme.weight_bits) ** 0.5

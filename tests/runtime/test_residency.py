@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from storyv_lite.bundle import PACKAGED, Bundle
 from storyv_lite.components import Component
 from storyv_lite.memory import resident_memory, take_peak
 from storyv_lite.prompt import history, query
-from storyv_lite.runtime.backends.base import LanguageSession, Session
-from storyv_lite.runtime.backends.ort import OrtBackend
+from storyv_lite.runtime.backends.base import Session
+from storyv_lite.runtime.backends.ort import OrtBackend, OrtLanguageSession
 from storyv_lite.runtime.demand import demand_of
 from storyv_lite.runtime.kv_cache import Piece
 from storyv_lite.runtime.model import Model
@@ -40,7 +41,7 @@ class Watched(OrtBackend):
         self.opened[component] += 1
         return super().open(bundle, component)
 
-    def open_language_model(self, bundle: Bundle) -> LanguageSession:
+    def open_language_model(self, bundle: Bundle) -> OrtLanguageSession:
         self.opened[Component.LANGUAGE_MODEL] += 1
         return super().open_language_model(bundle)
 
@@ -83,7 +84,7 @@ def test_the_context_outlives_the_language_model_bit_for_bit(
 ) -> None:
     bundle = Bundle.open(tiny_bundle)
 
-    def states(model: Model) -> list[np.ndarray]:  # type: ignore[type-arg]
+    def states(model: Model) -> list[NDArray[np.float32]]:
         cache = model.language.new_cache(400)
         pieces: list[Piece] = []
         found = []
