@@ -18,7 +18,7 @@ _KV_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 _KV_SCALE_BYTES = {"int8": 4}  # per token, head and layer, of keys and of values
 
 # What the process takes on top of what it holds when the library is imported: its code, once it runs.
-LIBRARY_BYTES = 16 * MIB
+LIBRARY_BYTES = 18 * MIB
 _FINISH_BYTES = 8 * MIB  # fonts, and the library that sets them
 _FINISH_COPIES = 5  # of every picture, raw: on the sheet, in the page
 
@@ -39,16 +39,16 @@ class _Scheme:
 
 _SCHEMES = {
     "fp32": _Scheme(1.12, 1.2, 1.5, 32, 0.56, 0.012),
-    "fp16": _Scheme(2.35, 4.3, 2.0, 16, 0.56, 0.012),
+    "fp16": _Scheme(2.35, 3.9, 2.0, 16, 0.56, 0.012),
     "int8": _Scheme(1.75, 1.75, 1.0, 8, 0.56, 0.019),
-    "int8-weights": _Scheme(2.2, 2.2, 2.2, 8, 0.56, 0.012),
+    "int8-weights": _Scheme(2.0, 2.0, 2.2, 8, 0.56, 0.012),
     "int4-block32": _Scheme(2.5, 2.5, 2.4, 4.5, 1.55, 0.075),
 }
 # Four bits of what sees no pixels: linear layers alone, no convolution rewritten as a product.
 _LINEAR = {"int4-block32": _Scheme(1.6, 1.6, 2.0, 4.5, 0.0, 0.0)}
 _READS_TEXT = (Component.TEXT_ENCODER, Component.LANGUAGE_MODEL, Component.MAPPER, Component.FUSION)
 # Schemes that are not listed (mixtures, those for GPUs) are taken as the worst in every respect.
-_UNKNOWN = _Scheme(2.5, 4.3, 2.4, 4.5, 1.55, 0.075)
+_UNKNOWN = _Scheme(2.5, 3.9, 2.4, 4.5, 1.55, 0.075)
 
 
 @dataclass(frozen=True)

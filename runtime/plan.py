@@ -234,7 +234,8 @@ def _refusal(smallest: MemoryPlan) -> BudgetError:
     told = (
         f"{format_bytes(needed)}, and `{flag}` gives {format_bytes(given)}" for flag, needed, given in short
     )
-    flags = " ".join(f"{flag} {-(-needed // 2**20)}MiB" for flag, needed, _ in short)
+    # a little more: the next process may hold some pages more before it begins
+    flags = " ".join(f"{flag} {-(-needed // 2**20) + 2}MiB" for flag, needed, _ in short)
     story = "1 frame" if frames == 1 else f"{frames} frames"
     return BudgetError(
         f"a story of {story} drawn with `{smallest.bundle}` needs at least {', '.join(told)}",
