@@ -51,17 +51,21 @@ class Residency:
 
     @contextmanager
     def use(self, component: Component) -> Iterator[Session]:
-        """The component inside the block; behind it, it is unloaded if it is not kept."""
+        """The component inside the block; behind it, it is unloaded if it is not kept.
+
+        With a plan, what it worked in has gone back to the system, too.
+        """
         try:
             yield self.load(component)
         finally:
             if not self.stays(component):
                 self.unload(component)
+            elif self._kept is not None:
+                give_back_freed_memory()
 
     def language_session(self) -> LanguageSession:
-        """The language model: the loaded one if it is kept, else one that is there for each read alone."""
-        stays = self.stays(Component.LANGUAGE_MODEL)
-        return self.load_language_model() if stays else _VisitingLanguageModel(self)
+        """The language model: the loaded one, or with a plan one that is there as the plan says."""
+        return self.load_language_model() if self._kept is None else _PlannedLanguageModel(self)
 
     def prewarm(self) -> None:
         """Load what is kept, in the plan's order."""
@@ -85,8 +89,8 @@ class Residency:
             self.unload(component)
 
 
-class _VisitingLanguageModel:
-    """The language model that is loaded for each read, and gone between reads."""
+class _PlannedLanguageModel:
+    """The language model that is loaded for each read, and gone between reads if it is not kept."""
 
     def __init__(self, residency: Residency) -> None:
         self._residency = residency
