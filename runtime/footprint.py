@@ -19,6 +19,8 @@ _KV_SCALE_BYTES = {"int8": 4}  # per token, head and layer, of keys and of value
 
 # What the process takes on top of what it holds when the library is imported: its code, once it runs.
 LIBRARY_BYTES = 18 * MIB
+# Of the largest component that came and went, what stays behind in pages that others share with it.
+LEFT_BEHIND = 0.08
 _FINISH_BYTES = 8 * MIB  # fonts, and the library that sets them
 _FINISH_COPIES = 5  # of every picture, raw: on the sheet, in the page
 

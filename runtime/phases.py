@@ -4,12 +4,13 @@ Pure arithmetic over footprints: what is loaded in which phase, what lies there 
 is the plan's choice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from storyv_lite.bundle import Bundle, Context, Variant
 from storyv_lite.components import Component
 from storyv_lite.runtime.footprint import (
+    LEFT_BEHIND,
     LIBRARY_BYTES,
     Demand,
     Footprint,
@@ -87,7 +88,7 @@ def predict(
     most = {}
     for name, components in PHASES.items():
         here = [component for component in components if component in parts]
-        uses = (_use(parts[component], component in choice.kept) for component in here)
+        uses = (_use(parts[c], c in choice.kept) + _left_behind(parts, {*choice.kept, c}) for c in here)
         most[name] = kept + max(uses, default=0)
     if not choice.prewarm:
         # What is freed is kept for the next phase, and everything is loaded when it is first needed.
@@ -101,7 +102,8 @@ def predict(
     if place.on_gpu:
         found.append(Phase(FINISH, (), host + after, 0 if choice.prewarm else kept))
     else:  # a plan with a budget unloads everything first
-        left = 0 if choice.prewarm else max(kept + after, most["draw"] + kv_bytes) - after
+        left = max(kept + after, most["draw"] + kv_bytes) - after
+        left = _left_behind(parts, set()) if choice.prewarm else left
         found.append(Phase(FINISH, (), host + left + after, 0))
     return tuple(found)
 
@@ -109,6 +111,14 @@ def predict(
 def _use(part: Footprint, stays: bool) -> int:
     """The most while one component is used, on top of all that is kept."""
     return part.working if stays else max(part.loading, part.loaded + part.working)
+
+
+def _left_behind(parts: Mapping[Component, Footprint], there: Collection[Component]) -> int:
+    """What is not given back of components that were loaded before; `there` are those that still are."""
+    gone = (
+        parts[component].loading for component in LOADABLE if component in parts and component not in there
+    )
+    return int(LEFT_BEHIND * max(gone, default=0))
 
 
 def _first_uses(bundle: Bundle, parts: Mapping[Component, Footprint]) -> list[Component]:
