@@ -82,6 +82,8 @@ def fold_phases(timings_ms: dict[str, float]) -> dict[str, float]:
 
 def describe(bundle: "Bundle") -> dict[str, Any]:
     """What lies on the disk: bytes in all and per component, and what a token of context will take."""
+    from storyv_lite.runtime.context_size import bytes_per_token
+
     dims = bundle.model.dimensions
     components = {}
     for component, variants in bundle.components.items():
@@ -92,7 +94,7 @@ def describe(bundle: "Bundle") -> dict[str, Any]:
         "sha256": bundle.sha256,
         "bytes": bundle.total_bytes,
         "components": components,
-        "kv_bytes_per_token": 2 * 4 * dims.num_hidden_layers * dims.num_key_value_heads * dims.head_dim,
+        "kv_bytes_per_token": bytes_per_token(dims, "fp32"),
     }
 
 

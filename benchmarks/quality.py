@@ -148,6 +148,8 @@ def evaluate(
     captions: str = "references",
     context: str = "interleaved",
     told: Callable[[str], None] = lambda text: None,
+    context_size: str | int | None = None,
+    kv_cache: str | None = None,
 ) -> Evaluation:
     """Draw and judge every story. Raises `ConfigError` for unknown options, `StoryError` and `BundleError`.
 
@@ -166,7 +168,10 @@ def evaluate(
         lines = captions_of(story, captions)
         drawn: list[Frame] = []
         asked = Story(tuple(Caption(line) for line in lines))
-        for frame in pipeline.draw(asked, story.seed, context=context):
+        frames = pipeline.draw(
+            asked, story.seed, context=context, context_size=context_size, kv_cache=kv_cache
+        )
+        for frame in frames:
             drawn.append(frame)
             told(f"story {index + 1} of {len(stories)}, frame {len(drawn)} of {len(lines)}")
         pictures = np.stack([frame.image for frame in drawn])

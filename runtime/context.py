@@ -1,14 +1,13 @@
 """Which finished frames a query is read behind, when a story has outgrown the context.
 
-Knows how long each frame is to read and whom its caption names; not what is said, not the cache. A context
-grows frame by frame until it is full. Then it is reduced once, to the frames that introduce a character and
-the last few, and grows again: what is read anew serves many frames. Training reads long stories in the same
-layout (train/telling.py).
+Knows how long each frame is to read, and whom and which place its caption names; not what is said, not the
+cache. A context grows frame by frame until it is full. Then it is reduced once, to the frame that named a
+place last, the frames that introduce a character and the last few, and grows again: what is read anew serves
+many frames. Training reads long stories in the same layout (train/telling.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 from storyv_lite.bundle import Context
 
@@ -18,10 +17,11 @@ REDUCED = 0.75  # part of the limits that a reduced context takes at most, so th
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished frame: how many tokens it takes to read, and the characters its caption names."""
+    """A finished frame: how many tokens it takes to read, and what its caption names."""
 
     tokens: int
-    names: frozenset[str]
+    names: frozenset[str]  # of characters
+    placed: bool = False  # whether it names a place
 
 
 def grow(kept: Sequence[int], story: Sequence[Finished], query: int, limits: Context) -> tuple[int, ...]:
@@ -38,18 +38,42 @@ def grow(kept: Sequence[int], story: Sequence[Finished], query: int, limits: Con
 def reduce(story: Sequence[Finished], query: int, limits: Context) -> tuple[int, ...]:
     """The frames that matter most, in order: the newest while it fits at all, then as many as find room.
 
-    In turn one of the `RECENT` ones before the query, the newest first, and one that introduces a character,
-    the one named last first: where there is little room, it is shared. The begin token is counted in.
+    In turn one of the `RECENT` ones before the query, the newest first, and one that says where the story is
+    or introduces a character, the one named last first: where there is little room, it is shared. The begin
+    token is counted in.
     """
     room = Context(int(REDUCED * limits.tokens), int(REDUCED * limits.frames))
-    recent = reversed(range(len(story))[-RECENT:])
-    order = [frame for pair in zip_longest(recent, _introductions(story)) for frame in pair]
+    told = [*_named_a_place(story), *_introductions(story)]
     kept: set[int] = set()
-    for place, frame in enumerate(dict.fromkeys(frame for frame in order if frame is not None)):
+    for place, frame in enumerate(_in_turn(_recent(story), told)):
         if not _fits((*kept, frame), story, query, limits if place == 0 else room):
             break
         kept.add(frame)
     return tuple(sorted(kept))
+
+
+def lasting(story: Sequence[Finished]) -> frozenset[int]:
+    """The frames that a later reduction may still keep; any other that is left out now is left for good."""
+    return frozenset((*_recent(story), *_named_a_place(story), *_introductions(story)))
+
+
+def _in_turn(*queues: Sequence[int]) -> list[int]:
+    """The first of each queue, then the next of each, and so on; no frame takes two turns."""
+    order: list[int] = []
+    while left := [queue for queue in queues if not set(queue) <= set(order)]:
+        for queue in left:
+            order += [frame for frame in queue if frame not in order][:1]
+    return order
+
+
+def _recent(story: Sequence[Finished]) -> Sequence[int]:
+    """The newest frames, the newest first."""
+    return range(len(story))[-RECENT:][::-1]
+
+
+def _named_a_place(story: Sequence[Finished]) -> list[int]:
+    """The frame that named a place last: the story is there, however long ago it was said."""
+    return [frame for frame, finished in enumerate(story) if finished.placed][-1:]
 
 
 def _fits(frames: Sequence[int], story: Sequence[Finished], query: int, limits: Context) -> bool:

@@ -13,11 +13,10 @@ from storyv_lite.runtime.model import Model
 from storyv_lite.story import Caption
 
 
-def demand_of(model: Model, captions: Sequence[Caption], guidance_scale: float) -> Demand:
-    """What a story asks for when it is drawn in order, with pictures in its context."""
+def demand_of(model: Model, captions: Sequence[Caption], guidance_scale: float, limits: Context) -> Demand:
+    """What a story asks for when it is drawn in order, with pictures in its context, within `limits`."""
     told = [len(model.piece(0, history(caption.text))) for caption in captions]
     asked = [len(model.piece(0, query(caption.text))) for caption in captions]
-    limits = model.bundle.model.context
     tokens = _tokens(told, asked, limits)
     longest = 1 + max(told) + max(asked)
     if len(captions) > limits.frames or 1 + sum(told[:-1]) + max(asked) > limits.tokens:

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 
 from storyv_lite.bundle import Variant
 from storyv_lite.components import Component, Dimensions
+from storyv_lite.runtime.context_size import bytes_per_token
 
 MIB = 2**20
-
-KV_WIDTHS = ("fp32", "fp16", "int8")  # wide to narrow
-_KV_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
-_KV_SCALE_BYTES = {"int8": 4}  # per token, head and layer, of keys and of values
+WIDE = "fp32"  # what graphs compute keys and values in
 
 # What the process takes on top of what it holds when the library is imported: its code, once it runs.
 LIBRARY_BYTES = 18 * MIB
@@ -74,14 +72,14 @@ class Footprint:
     load_seconds: float
 
 
-def kv_bytes_per_token(dims: Dimensions, width: str = "fp32") -> int:
-    """Keys and values of one token in all layers."""
-    head = dims.head_dim * _KV_BYTES[width] + _KV_SCALE_BYTES.get(width, 0)
-    return 2 * dims.num_hidden_layers * dims.num_key_value_heads * head
-
-
 def footprint(
-    component: Component, variant: Variant, dims: Dimensions, demand: Demand, batched: bool, tile: int
+    component: Component,
+    variant: Variant,
+    dims: Dimensions,
+    demand: Demand,
+    batched: bool = True,
+    tile: int = 0,
+    kv_width: str = WIDE,
 ) -> Footprint:
     """What one component takes for one story."""
     size = sum(part.bytes for part in variant.parts)
@@ -93,7 +91,7 @@ def footprint(
     return Footprint(
         loaded=int(scheme.loaded * size + scheme.graph * MIB),
         loading=int(scheme.loading * size + scheme.graph * MIB),
-        working=int(_working(component, scheme, width, dims, demand, batched, tile)),
+        working=int(_working(component, scheme, width, dims, demand, batched, tile, kv_width)),
         load_seconds=_LOAD_SECONDS + _LOAD_SECONDS_PER_MIB * size / MIB,
     )
 
@@ -111,6 +109,7 @@ def _working(
     demand: Demand,
     batched: bool,
     tile: int,
+    kv_width: str,
 ) -> float:
     match component:
         case Component.UNET:
@@ -124,7 +123,9 @@ def _working(
             return max(network + (1 + 2 * part) * whole, 4 * whole)
         case Component.LANGUAGE_MODEL:
             states = 28 * dims.hidden_size + dims.num_key_value_heads * demand.tokens
-            return MIB / 2 + 4 * demand.longest_read * states
+            # narrow keys and values are widened for a read, and given back behind it
+            widened = 0 if kv_width == WIDE else demand.tokens * bytes_per_token(dims, WIDE)
+            return MIB / 2 + 4 * demand.longest_read * states + widened
         case Component.VISION_ENCODER | Component.CHARACTER_ENCODER:
             pictures = 1 if component is Component.VISION_ENCODER else demand.characters
             return MIB + 16 * pictures * 3 * dims.vision_image_size**2

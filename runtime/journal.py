@@ -19,6 +19,7 @@ from storyv_lite.story import Story, Take, parse
 SCHEMA = 1
 JOURNAL, RECEIPT = "journal.jsonl", "story.json"
 KNOWN = ("seed", "sampler", "num_inference_steps", "guidance_scale", "timestep_spacing")
+CONTEXT = ("context_tokens", "kv_cache")  # None, and in older journals absent, for what the bundle says
 
 Record = dict[str, Any]  # of one take: at least `frame` (from 1), and `sha256` of its file or an `error`
 
@@ -72,6 +73,9 @@ class Journal:
             _compare(found, "order of drawing", _order(self.story), _order(wanted.story))
         for name in KNOWN:
             _compare(found, name.replace("_", " "), self.settings[name], wanted.settings[name])
+        for name in CONTEXT:
+            if wanted.settings[name] is not None:  # else it goes on as it was begun
+                _compare(found, name.replace("_", " "), self.settings[name], wanted.settings[name])
         _compare(found, "precision", self.bundle.get("precision"), wanted.bundle.get("precision"))
         if self.bundle["sha256"] != wanted.bundle["sha256"]:
             found.append(f"bundle: {_bundle(self.bundle)}, needed {_bundle(wanted.bundle)}")
@@ -149,7 +153,7 @@ def _from_lines(content: bytes) -> Journal:
     return Journal(
         head["title"],
         story,
-        {name: head["settings"][name] for name in KNOWN},
+        _settings(head["settings"]),
         _known(head["bundle"]),
         dict(head["made_with"]),
         tuple(records),
@@ -174,13 +178,18 @@ def _from_receipt(content: bytes) -> Journal:
     return Journal(
         receipt.get("title", story.title),
         story,
-        {name: receipt["settings"][name] for name in KNOWN},
+        _settings(receipt["settings"]),
         _known(receipt["bundle"]),
         {**made_with, "provider": receipt["device"]["provider"]},
         _records(story, frames),
         tuple(receipt.get("resumed", ())),
         receipt.get("branch_of", ""),
     )
+
+
+def _settings(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises `KeyError`."""
+    return {name: found[name] for name in KNOWN} | {name: found.get(name) for name in CONTEXT}
 
 
 def _known(bundle: Mapping[str, Any]) -> dict[str, str]:

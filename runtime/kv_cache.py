@@ -5,21 +5,25 @@ storage; this object alone knows how much of it is valid. A prompt is not append
 read, used and dropped), so there are two lengths: `committed`, what stays, and `length`, what was read.
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from storyv_lite.errors import BundleError
 from storyv_lite.runtime.backends.base import CacheStorage, LanguageSession, Tensors
+from storyv_lite.runtime.disk import write_file
+from storyv_lite.runtime.kv_widths import NarrowStorage
 
 VISUAL = -1  # stands in `Piece.ids` where a visual token goes
-FORMAT = "1"
+FORMAT = "2"
+_READ_AGAIN = "read the story again; its captions and pictures say the same"
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,13 @@ class Piece:
 class KVCache:
     """Keys and values of the committed prefix and of the scratch tail behind it."""
 
-    def __init__(self, storage: CacheStorage) -> None:
+    def __init__(self, storage: CacheStorage, width: str = "", model: str = "") -> None:
+        """`width` of a stored key, and the hash of the `model` that makes it: `load` compares both."""
         self.storage = storage
+        self.width = width
+        self.model = model
         self.pieces: list[Piece] = []  # committed, in order
-        self.calls: list[tuple[int, int]] = []  # (start, length) of every read, since numerics depend on them
+        self.calls: list[tuple[int, int]] = []  # (start, length) of every read; the last bits depend on them
         self.length = 0
 
     @property
@@ -62,7 +69,10 @@ class KVCache:
         count = inputs_embeds.shape[1]
         if self.length + count > self.capacity:
             raise ValueError(f"{self.length} + {count} tokens do not fit a cache of {self.capacity}")
-        states = session.read(inputs_embeds, self.storage, self.length)
+        if isinstance(self.storage, NarrowStorage):
+            states = self.storage.read(session, inputs_embeds, self.length)
+        else:
+            states = session.read(inputs_embeds, self.storage, self.length)
         self.calls.append((self.length, count))
         self.length += count
         return states
@@ -80,6 +90,7 @@ class KVCache:
     def clear(self) -> None:
         """Forget everything but the room."""
         self.pieces.clear()
+        self.calls.clear()
         self.length = 0
 
     def to_host(self) -> Tensors:
@@ -87,29 +98,79 @@ class KVCache:
         return self.storage.to_host(self.committed)
 
     def save(self, path: Path) -> None:
-        """Write the committed prefix and how it came about as one safetensors file."""
+        """Write the committed prefix and how it came about as one safetensors file. Raises `OSError`."""
         visual = {f"visual.{i}": p.visual for i, p in enumerate(self.pieces) if p.visual is not None}
+        tensors: Tensors = {**self.to_host(), **visual}
         story = {"pieces": [[p.frame, p.ids] for p in self.pieces], "calls": self.calls}
-        save_file({**self.to_host(), **visual}, path, {"format": FORMAT, "story": json.dumps(story)})
+        facts = {"format": FORMAT, "model": self.model, "width": self.width, "story": json.dumps(story)}
+        write_file(path, save(tensors, {**facts, "sha256": _checksum(tensors, facts)}))
 
-    @classmethod
-    def load(cls, path: Path, session: LanguageSession, capacity: int) -> "KVCache":
-        """Read what `save` wrote into a new cache of `session`. Raises `BundleError`."""
+    def load(self, path: Path) -> None:
+        """Fill this cache with what `save` wrote, and compare what is then in it with the file.
+
+        Raises `BundleError` for a file that is damaged, of another model or width, or too long.
+        """
+        tensors, facts = _read(path)
+        for fact, mine in (("model", self.model), ("width", self.width)):
+            if (said := facts.get(fact, "none")) != mine:
+                raise BundleError(
+                    f"`{path}` was saved with {fact} `{_short(said)}`; here it is `{_short(mine)}`",
+                    _READ_AGAIN,
+                )
+        self.clear()
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, SafetensorError) as fault:
-            raise BundleError(f"`{path}` is no saved story context: {fault}") from fault
-        if metadata.get("format") != FORMAT:
-            raise BundleError(f"`{path}` has format `{metadata.get('format')}`, `{FORMAT}` is needed")
-        story = json.loads(metadata["story"])
-        cache = cls(session.new_cache(capacity))
-        for i, (frame, ids) in enumerate(story["pieces"]):
-            cache.pieces.append(Piece(frame, tuple(ids), tensors.pop(f"visual.{i}", None)))
-        cache.calls = [(start, length) for start, length in story["calls"]]
-        if cache.committed > capacity:
-            raise BundleError(f"`{path}` holds {cache.committed} tokens; the cache has room for {capacity}")
-        cache.storage.from_host(tensors)
-        cache.rewind()
-        return cache
+            story = json.loads(facts["story"])
+            self.pieces = [
+                Piece(frame, tuple(ids), tensors.pop(f"visual.{i}", None))
+                for i, (frame, ids) in enumerate(story["pieces"])
+            ]
+            self.calls = [(start, length) for start, length in story["calls"]]
+            if (held := self.committed) > self.capacity:
+                self.clear()
+                raise BundleError(
+                    f"`{path}` holds {held} tokens; the cache has room for {self.capacity}", _READ_AGAIN
+                )
+            self.storage.from_host(tensors)
+        except (KeyError, ValueError, TypeError) as fault:
+            self.clear()
+            raise BundleError(f"`{path}` is no saved story context: {fault}", _READ_AGAIN) from fault
+        if not _equal(self.to_host(), tensors):
+            self.clear()
+            raise BundleError(f"`{path}` does not fit what this model keeps of a story", _READ_AGAIN)
+        self.rewind()
+
+
+def _read(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Tensors and metadata of a saved cache that is whole. Raises `BundleError`."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            facts = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except Exception as fault:  # a damaged header is met in several ways
+        raise BundleError(f"`{path}` is no saved story context: {fault}", _READ_AGAIN) from fault
+    said = facts.pop("sha256", None)
+    if facts.get("format") != FORMAT:
+        raise BundleError(f"`{path}` has format `{facts.get('format')}`, `{FORMAT}` is needed", _READ_AGAIN)
+    if said != _checksum(tensors, facts):
+        raise BundleError(f"`{path}` is damaged: its contents are not those that were saved", _READ_AGAIN)
+    return tensors, facts
+
+
+def _checksum(tensors: Tensors, facts: Mapping[str, str]) -> str:
+    """SHA-256 of everything in the file but itself."""
+    digest = hashlib.sha256(json.dumps(dict(sorted(facts.items()))).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype.str} {tensors[name].shape}\n".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()
+
+
+def _equal(first: Tensors, second: Tensors) -> bool:
+    return first.keys() == second.keys() and all(
+        one.dtype == second[name].dtype and np.array_equal(one, second[name]) for name, one in first.items()
+    )
+
+
+def _short(fact: str) -> str:
+    """A hash as people compare it; a width is short already."""
+    return fact[:12]

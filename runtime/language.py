@@ -14,6 +14,7 @@ from storyv_lite.components import Dimensions
 from storyv_lite.prompt import ImageQuery, Picture, Segment
 from storyv_lite.runtime.backends.base import LanguageSession
 from storyv_lite.runtime.kv_cache import VISUAL, KVCache, Piece
+from storyv_lite.runtime.kv_widths import NARROW, NarrowStorage
 from storyv_lite.runtime.token_table import TokenTable
 from storyv_lite.runtime.tokenizer import LanguageTokenizer
 
@@ -47,15 +48,25 @@ class Language:
         tokenizer: LanguageTokenizer,
         token_embedding: TokenTable,
         dims: Dimensions,
+        width: str = "fp32",
+        model: str = "",
     ) -> None:
-        """`token_embedding` (vocab_size, hidden_size) gives rows; it is never loaded as a whole."""
+        """`token_embedding` (vocab_size, hidden_size) gives rows; it is never loaded as a whole.
+
+        `width` is that of keys and values as the session computes them, `model` the hash of its files.
+        """
         self.session = session
+        self.width = width
+        self.model = model
         self.begin = Piece(-1, (tokenizer.bos_token_id,))
         self._table = token_embedding
-        self._image_tokens = dims.image_tokens
+        self._dims = dims
 
-    def new_cache(self, capacity: int) -> KVCache:
-        return KVCache(self.session.new_cache(capacity))
+    def new_cache(self, capacity: int, width: str | None = None) -> KVCache:
+        """Room for `capacity` tokens; `width` is that of stored keys and values, None for as computed."""
+        if width is not None and width in NARROW and width != self.width:
+            return KVCache(NarrowStorage.empty(self._dims, capacity, width), width, self.model)
+        return KVCache(self.session.new_cache(capacity), self.width, self.model)
 
     def read(self, context: Sequence[Piece], query: Piece, cache: KVCache) -> NDArray[np.float32]:
         """States of the query's [IMG] tokens behind `context`, (image_tokens, hidden).
@@ -71,7 +82,7 @@ class Language:
         states = cache.append(self.session, self.embed([*pending, query]))
         cache.commit(pending)
         cache.rewind()
-        return states[0, -self._image_tokens :]
+        return states[0, -self._dims.image_tokens :]
 
     def embed(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
         """Rows of the token table, and visual tokens in their slots, (1, tokens, hidden) in float32."""

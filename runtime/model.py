@@ -3,6 +3,7 @@
 Knows names and shapes of inputs and outputs; not the order in which a story needs them.
 """
 
+import hashlib
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
@@ -11,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storyv_lite.bundle import Bundle
+from storyv_lite.checkpoint import TORCH
 from storyv_lite.components import Component
 from storyv_lite.prompt import Segment
 from storyv_lite.runtime.backends.base import Backend, Session, Tensors
+from storyv_lite.runtime.context_size import bytes_per_token, computed_width, stored_width
 from storyv_lite.runtime.images import Pixels, pixel_values, read_portrait, to_pixels
 from storyv_lite.runtime.kv_cache import Piece
 from storyv_lite.runtime.language import Language, make_piece
@@ -104,6 +107,10 @@ class Model:
         """The characters of the cast that a caption names; without any it refers back."""
         return frozenset(mention.name for mention in mentions(caption, self.cast))
 
+    def names_place(self, caption: str) -> bool:
+        """Whether a caption says where the story is, by a word that the model knows as a place."""
+        return bool(mentions(caption, self.bundle.vocabulary.get("places", ())))
+
     @cached_property
     def cast(self) -> dict[str, str]:
         """Names of the characters, each with the file of its portrait."""
@@ -123,7 +130,22 @@ class Model:
         session = self.residency.language_session()
         table = self.bundle.variant(Component.TOKEN_EMBEDDING, "table").parts[0].file
         rows = open_table(self.bundle.file(table), self.dims.vocab_size, self.dims.hidden_size)
-        return Language(session, self.story_tokenizer, rows, self.dims)
+        width, model = computed_width(self.backend.precision, self.backend.device), self.language_sha256
+        return Language(session, self.story_tokenizer, rows, self.dims, width, model)
+
+    def token_bytes(self, kv_cache: str | None) -> int:
+        """What a token takes in the cache; `kv_cache` as `stored_width` takes it. Raises `ConfigError`."""
+        width = stored_width(kv_cache, self.backend.precision, self.backend.device)
+        return bytes_per_token(self.dims, width)
+
+    @property
+    def language_sha256(self) -> str:
+        """One hash of the files that make keys and values, and of how wide they are computed with."""
+        variant = self.bundle.variant
+        graphs = TORCH if self.backend.name == TORCH else "onnx"
+        used = variant(Component.LANGUAGE_MODEL, graphs), variant(Component.TOKEN_EMBEDDING, "table")
+        hashes = [digest for one in used for part in one.parts for digest in (part.sha256, part.data_sha256)]
+        return hashlib.sha256(" ".join([self.backend.precision, *filter(None, hashes)]).encode()).hexdigest()
 
     def _run(self, component: Component, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
         with self.residency.use(component) as session:

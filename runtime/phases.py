@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 from storyv_lite.bundle import Bundle, Context, Variant
 from storyv_lite.components import Component
+from storyv_lite.runtime.context_size import bytes_per_token
 from storyv_lite.runtime.footprint import (
     LEFT_BEHIND,
     LIBRARY_BYTES,
+    WIDE,
     Demand,
     Footprint,
     finish_bytes,
     footprint,
-    kv_bytes_per_token,
 )
 
 PHASES: Mapping[str, tuple[Component, ...]] = {
@@ -52,7 +53,7 @@ class Choice:
     kept: tuple[Component, ...]  # stay loaded; the others are loaded for each use
     batched: bool  # guidance in one pass
     tile: int = 0
-    kv_width: str = "fp32"
+    kv_width: str = WIDE
     context: Context | None = None  # a shorter one than the model's; None leaves it
     prewarm: bool = False  # what is kept is loaded before the first frame, the largest first
 
@@ -166,12 +167,14 @@ def used_components(bundle: Bundle, demand: Demand) -> tuple[Component, ...]:
 def footprints(bundle: Bundle, demand: Demand, choice: Choice) -> dict[Component, Footprint]:
     dims, variants = bundle.model.dimensions, chosen_variants(bundle, choice.schemes)
     used = (*used_components(bundle, demand), Component.TOKEN_EMBEDDING)
-    return {c: footprint(c, variants[c], dims, demand, choice.batched, choice.tile) for c in used}
+    return {
+        c: footprint(c, variants[c], dims, demand, choice.batched, choice.tile, choice.kv_width) for c in used
+    }
 
 
 def kv_cache_bytes(bundle: Bundle, demand: Demand, choice: Choice) -> int:
     tokens = demand.tokens if Component.LANGUAGE_MODEL in used_components(bundle, demand) else 0
-    return tokens * kv_bytes_per_token(bundle.model.dimensions, choice.kv_width)
+    return tokens * bytes_per_token(bundle.model.dimensions, choice.kv_width)
 
 
 def runnable(variants: Sequence[Variant]) -> list[Variant]:

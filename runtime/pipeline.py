@@ -15,24 +15,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.bundle import Bundle, find_bundle
+from storyv_lite.bundle import Bundle, Context, find_bundle
 from storyv_lite.checkpoint import find_checkpoint, open_checkpoint
 from storyv_lite.components import Component
 from storyv_lite.errors import ConfigError, StoryError
 from storyv_lite.memory import take_peak
-from storyv_lite.prompt import history, query, text_history
 from storyv_lite.runtime.backends import open_backend, open_torch_backend
 from storyv_lite.runtime.backends.base import Backend
-from storyv_lite.runtime.context import Finished, grow
+from storyv_lite.runtime.context_size import parse_tokens
 from storyv_lite.runtime.denoiser import Conditioning, draw_latents, frame_generator
+from storyv_lite.runtime.footprint import WIDE
 from storyv_lite.runtime.images import Pixels
-from storyv_lite.runtime.kv_cache import KVCache, Piece
 from storyv_lite.runtime.latents import LatentStore
 from storyv_lite.runtime.model import Model
 from storyv_lite.runtime.phases import LOAD
 from storyv_lite.runtime.plan import MemoryPlan, narrowed
 from storyv_lite.runtime.schedulers import NoiseSchedule, SamplerTable, sampler_table
 from storyv_lite.runtime.soundness import check_sound
+from storyv_lite.runtime.story_context import Reading, StoryContext, check_room
 from storyv_lite.runtime.tiles import check_tile
 from storyv_lite.story import Caption, Story
 
@@ -53,9 +53,22 @@ class Frame:
     conditioning: str  # "story": by the language model | "portraits": the caption fused with its characters
     timings_ms: dict[str, float]  # per phase; loading a component counts in the phase that needs it first
     peaks: dict[str, int]  # per phase, the most bytes the process held; empty where the system cannot say
-    tokens_read: int  # by the language model, for this frame
-    context: tuple[int, ...]  # finished frames that it was drawn after
-    reduced: bool  # some finished frames were left out, because a long story does not fit the context
+    reading: Reading  # what the language model read for it, and behind what
+
+    @property
+    def tokens_read(self) -> int:
+        """By the language model, for this frame."""
+        return self.reading.tokens
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        """Finished frames that it was drawn after."""
+        return self.reading.context
+
+    @property
+    def reduced(self) -> bool:
+        """Some finished frames were left out, because a long story does not fit the context."""
+        return self.reading.reduced
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,8 @@ class Settings:
     num_inference_steps: int
     guidance_scale: float
     timestep_spacing: str
+    context_tokens: int | None = None  # that the language model may hold; None for the bundle's limit
+    kv_cache: str | None = None  # width of stored keys and values; None for as they are computed
 
 
 @dataclass
@@ -98,58 +113,6 @@ class _Clock:
         self.timings_ms[phase] = (time.perf_counter() - start) * 1000
         if (peak := take_peak()) is not None:
             self.peaks[phase] = peak
-
-
-class _Context:
-    """What the language model knows of one story while it is drawn: finished frames and the cache."""
-
-    def __init__(self, model: Model, captions: tuple[Caption, ...], pictures: bool) -> None:
-        """Without `pictures` a finished frame is remembered by its caption alone."""
-        self._model = model
-        self._captions = captions
-        self._pictures = pictures
-        self._history = history if pictures else text_history
-        self._pieces: list[Piece] = []
-        self._story: list[Finished] = []
-        self._cache: KVCache | None = None
-        self._kept: tuple[int, ...] = ()  # those of `_pieces` that the last query was read behind
-
-    @property
-    def frames(self) -> tuple[int, ...]:
-        """The finished frames that the last query was read behind."""
-        return tuple(self._pieces[place].frame for place in self._kept)
-
-    @property
-    def reduced(self) -> bool:
-        """Whether the last query was read behind a part of what is remembered."""
-        return len(self._kept) < len(self._pieces)
-
-    def remember(self, index: int, caption: str, image: Pixels) -> None:
-        """Add a finished frame; its picture is encoded here, once for the whole story."""
-        seen = self._model.look(image) if self._pictures else None
-        piece = self._model.piece(index, self._history(caption), seen)
-        self._pieces.append(piece)
-        self._story.append(Finished(len(piece), self._model.named(caption)))
-
-    def read(self, index: int, caption: str) -> tuple[NDArray[np.float32], int]:
-        """States of the [IMG] tokens (image_tokens, hidden), and tokens read."""
-        if self._cache is None:
-            self._cache = self._model.language.new_cache(self._capacity())
-        wanted = self._model.piece(index, query(caption))
-        self._kept = grow(self._kept, self._story, len(wanted), self._model.bundle.model.context)
-        kept = [self._pieces[place] for place in self._kept]
-        states = self._model.language.read(kept, wanted, self._cache)
-        return states, self._cache.calls[-1][1]
-
-    def _capacity(self) -> int:
-        """Tokens the cache needs at most: the whole story, or as much of it as the context may hold."""
-        limits = self._model.bundle.model.context
-        begin = 1
-        texts = [caption.text for caption in self._captions]
-        lengths = sorted(len(self._model.piece(0, self._history(text))) for text in texts)
-        finished = sum(lengths[-(limits.frames - 1) :]) if limits.frames > 1 else 0
-        longest = max(len(self._model.piece(0, query(text))) for text in texts)
-        return min(begin + finished + longest, limits.tokens)
 
 
 class StoryPipeline:
@@ -225,6 +188,8 @@ class StoryPipeline:
         context: str = "interleaved",
         finished: Iterable[Pixels | None] = (),
         latents: LatentStore | None = None,
+        context_size: str | int | None = None,
+        kv_cache: str | None = None,
     ) -> Iterator[Frame]:
         """Draw a story frame by frame; what is not given comes from the bundle.
 
@@ -238,17 +203,25 @@ class StoryPipeline:
 
         `context` is for measuring what it is worth: "captions" keeps the pictures of finished frames from the
         language model, "none" draws every frame by itself, from its caption and the portraits.
+
+        `context_size` caps what the language model holds of the story, in tokens or as text (`2000`,
+        `512MiB`); `kv_cache` is the width in which that is stored: fp32, fp16 or int8.
         Everything is checked before the first frame is begun. Raises `StoryError` and `ConfigError`.
         """
-        self.check(story)
+        settings = self.settings(seed, num_inference_steps, guidance_scale, context_size, kv_cache)
+        self.check(story, settings)
         if context not in CONTEXTS:
             raise ConfigError(f"there is no context `{context}`", hint=f"contexts are {', '.join(CONTEXTS)}")
-        settings = self.settings(seed, num_inference_steps, guidance_scale)
         told = on_progress or (lambda progress: None)
         return self._frames(story.captions, settings, self._table(settings), told, context, finished, latents)
 
     def settings(
-        self, seed: int = 0, num_inference_steps: int | None = None, guidance_scale: float | None = None
+        self,
+        seed: int = 0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        context_size: str | int | None = None,
+        kv_cache: str | None = None,
     ) -> Settings:
         """Fill in the bundle's defaults. Raises `ConfigError`."""
         default = self.bundle.model.sampler
@@ -260,10 +233,19 @@ class StoryPipeline:
                 f"the guidance scale is {guidance}; 0 to 100 is needed", hint="give another with `--guidance`"
             )
         steps = default.num_inference_steps if num_inference_steps is None else num_inference_steps
-        return Settings(seed, default.name, steps, float(guidance), default.timestep_spacing)
+        token_bytes = self.model.token_bytes(kv_cache)
+        tokens = parse_tokens(context_size, token_bytes) if isinstance(context_size, str) else context_size
+        if kv_cache is None and self.plan is not None and self.plan.choice.kv_width != WIDE:
+            kv_cache = self.plan.choice.kv_width
+        return Settings(
+            seed, default.name, steps, float(guidance), default.timestep_spacing, tokens, kv_cache
+        )
 
-    def check(self, story: Story) -> None:
-        """Raise `StoryError` naming every frame whose caption the model cannot read whole; nothing is cut."""
+    def check(self, story: Story, settings: Settings | None = None) -> None:
+        """Raise `StoryError` naming every frame whose caption the model cannot read whole; nothing is cut.
+
+        Raises `ConfigError` when the context of `settings` has no room for a frame and the one before it.
+        """
         if not story.captions:
             raise StoryError("the story has no captions", hint="write one sentence per frame")
         limit = self.bundle.model.dimensions.text_tokens
@@ -274,6 +256,14 @@ class StoryPipeline:
                 f"the model reads {limit} tokens per caption: {', '.join(long)}",
                 hint="make the caption shorter, or split it into two sentences",
             )
+        if settings is not None and settings.context_tokens is not None:
+            check_room(self.model, story.captions, settings.context_tokens, settings.kv_cache)
+
+    def limits(self, settings: Settings) -> Context:
+        """How much of a story the language model holds at most: the bundle's limits, or less where asked."""
+        own = self.bundle.model.context
+        tokens = own.tokens if settings.context_tokens is None else settings.context_tokens
+        return Context(min(tokens, own.tokens), own.frames)
 
     def unknown_words(self, story: Story) -> tuple[str, ...]:
         """Words of the story that the model has not learned, lower case, in order of appearance."""
@@ -301,7 +291,8 @@ class StoryPipeline:
         if self.plan is not None and self.plan.choice.prewarm:
             with loading(LOAD):
                 self.model.residency.prewarm()
-        context = _Context(self.model, captions, pictures=known == "interleaved")
+        limits = self.limits(settings)
+        context = StoryContext(self.model, captions, known == "interleaved", limits, settings.kv_cache)
         there = iter(finished)
         latest: tuple[int, Pixels] | None = None  # a picture that nobody has looked at yet
         for index, caption in enumerate(captions):
@@ -313,10 +304,10 @@ class StoryPipeline:
             if latest is not None and known != "none":
                 with clock("look"):
                     context.remember(latest[0], captions[latest[0]].text, latest[1])
-            states, read = None, 0
+            states, reading = None, Reading()
             if known != "none" and (index > 0 or self.bundle.model.first_frame != "char_ldm"):
                 with clock("read"):
-                    states, read = context.read(index, caption.text)
+                    states, reading = context.read(index, caption.text)
                     check_sound(Component.LANGUAGE_MODEL, states)
             if image is _TO_DRAW:
                 seed = settings.seed if caption.seed is None else caption.seed
@@ -337,19 +328,8 @@ class StoryPipeline:
                 with clock("decode"):
                     image = self.model.decode(latents, self.tile)
                 kind = "portraits" if states is None else "story"
-                reduced = states is not None and context.reduced
-                yield Frame(
-                    index,
-                    image,
-                    caption.text,
-                    seed,
-                    kind,
-                    clock.timings_ms,
-                    clock.peaks,
-                    read,
-                    context.frames,
-                    reduced,
-                )
+                times, peaks = clock.timings_ms, clock.peaks
+                yield Frame(index, image, caption.text, seed, kind, times, peaks, reading)
             latest = index, image
 
     def _conditioning(self, caption: str, story: NDArray[np.float32]) -> Conditioning:

@@ -15,6 +15,7 @@ from storyv_lite.components import Component
 from storyv_lite.errors import BudgetError
 from storyv_lite.memory import format_bytes
 from storyv_lite.runtime.context import REDUCED
+from storyv_lite.runtime.context_size import WIDTHS
 from storyv_lite.runtime.footprint import Demand
 from storyv_lite.runtime.phases import (
     LOADABLE,
@@ -78,13 +79,14 @@ def make_plan(
     demands: Sequence[Demand],
     budget: Budget,
     place: Place,
-    kv_widths: Sequence[str] = ("fp32",),
+    kv_widths: Sequence[str] = WIDTHS,
     tile: int = 0,
 ) -> tuple[Bundle, MemoryPlan]:
     """The bundle and the plan that change pictures least, then take fewest seconds, of all that fit.
 
-    `bundles` are forms of one model, wide to narrow, `demands` what the story asks of each. A `tile` that was
-    asked for is taken as it is. Raises `BudgetError` with the smallest budget that would do.
+    `bundles` are forms of one model, wide to narrow, `demands` what the story asks of each. `kv_widths` are
+    those of keys and values to choose from; a `tile` that was asked for is taken. Raises `BudgetError` with
+    the smallest budget that would do.
     """
     least: list[MemoryPlan] = []
     for part, (bundle, demand) in product(CONTEXT_PARTS, zip(bundles, demands, strict=True)):
@@ -115,7 +117,6 @@ def ways(plan: MemoryPlan, bundle: Bundle) -> dict[str, Any]:
     choice = plan.choice
     found: dict[str, Any] = {} if choice.batched else {"guidance passes": 2}
     found |= {"tile": choice.tile} if choice.tile else {}
-    found |= {"keys and values": choice.kv_width} if choice.kv_width != "fp32" else {}
     found |= {"context": asdict(choice.context)} if choice.context else {}
     several = {c for c, variants in bundle.components.items() if len(runnable(variants)) > 1}
     return found | {str(c): scheme for c, scheme in choice.schemes.items() if c in several}

@@ -4,6 +4,7 @@ Knows which bundles there are and what this process holds already; choosing is `
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from storyv_lite.errors import BundleError, ConfigError
 from storyv_lite.memory import parse_bytes, resident_memory
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Backend
+from storyv_lite.runtime.context_size import WIDTHS
 from storyv_lite.runtime.demand import demand_of
+from storyv_lite.runtime.footprint import WIDE
 from storyv_lite.runtime.phases import Choice, Place
-from storyv_lite.runtime.pipeline import StoryPipeline
+from storyv_lite.runtime.pipeline import Settings, StoryPipeline
 from storyv_lite.runtime.plan import Budget, MemoryPlan, check_fits, make_plan, planned
 from storyv_lite.runtime.tiles import check_tile
 from storyv_lite.story import Story
@@ -43,37 +46,41 @@ def find_forms(names: Sequence[str | Path], limited: bool) -> tuple[list[Path], 
     return [first, *same], f"{reason}, or another form of it" if same else reason
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a user says of a story that decides memory; None and 0 leave it to the plan."""
+
+    guidance_scale: float | None = None
+    tile: int = 0
+    context_size: str | int | None = None
+    kv_cache: str | None = None
+
+
 def open_planned(
     names: Sequence[str | Path],
     story: Story,
     budget: Budget,
-    guidance_scale: float | None = None,
+    asked: Asked = Asked(),  # noqa: B008  # it is frozen
     device: str = "auto",
     provider: str = "auto",
-    tile: int = 0,
 ) -> StoryPipeline:
     """A pipeline that draws one story within a budget; files are verified, nothing is loaded yet.
 
-    Raises `BudgetError` with the smallest budget
-    that would do, `BundleError`, `BackendError`, `StoryError` and `ConfigError`.
+    Raises `BudgetError` with the smallest budget that would do, `BundleError`, `BackendError`, `StoryError`
+    and `ConfigError`.
     """
-    check_tile(tile)
+    check_tile(asked.tile)
     backend = open_backend(device, provider=provider)
     paths, reason = find_forms(names, budget.limited)
-    found, plan = plan_story(paths, backend, story, guidance_scale, budget, tile)
-    pipeline = StoryPipeline(Bundle.open(found), backend, reason, tile=tile)
+    found, plan = plan_story(paths, backend, story, budget, asked)
+    pipeline = StoryPipeline(Bundle.open(found), backend, reason, tile=asked.tile)
     if plan is not None:
         pipeline.obey(plan)
     return pipeline
 
 
 def plan_story(
-    paths: Sequence[Path],
-    backend: Backend,
-    story: Story,
-    guidance_scale: float | None,
-    budget: Budget,
-    tile: int = 0,
+    paths: Sequence[Path], backend: Backend, story: Story, budget: Budget, asked: Asked
 ) -> tuple[Path, MemoryPlan | None]:
     """The bundle and the plan of a story; loads nothing, and no more than manifests and tokenizers is read.
 
@@ -83,25 +90,26 @@ def plan_story(
         raise ConfigError("`--vram` is for a GPU, and this story is drawn on the CPU", "give `--ram` alone")
     pipelines = [StoryPipeline(Bundle.open(path, verify=False), backend) for path in paths]
     pipelines.sort(key=lambda pipeline: -pipeline.bundle.total_bytes)
+    demands = []
     for pipeline in pipelines:
-        pipeline.check(story)
+        settings = pipeline.settings(0, None, asked.guidance_scale, asked.context_size, asked.kv_cache)
+        pipeline.check(story, settings)
+        limits = pipeline.limits(settings)
+        demands.append(demand_of(pipeline.model, story.captions, settings.guidance_scale, limits))
     if backend.name != "ort":
         if budget.limited:
             raise ConfigError(
                 f"there is no plan for `{backend.provider}`", "give `--provider cpu` or `cuda` with a budget"
             )
         return paths[0], None
-    demands = [
-        demand_of(one.model, story.captions, one.settings(guidance_scale=guidance_scale).guidance_scale)
-        for one in pipelines
-    ]
     bundles = [pipeline.bundle for pipeline in pipelines]
-    bundle, plan = make_plan(bundles, demands, budget, _place(backend), tile=tile)
+    widths = (asked.kv_cache,) if asked.kv_cache else WIDTHS
+    bundle, plan = make_plan(bundles, demands, budget, _place(backend), widths, asked.tile)
     return bundle.path, plan
 
 
 def plan_again(
-    pipeline: StoryPipeline, story: Story, guidance_scale: float, made: Mapping[str, Any] | None
+    pipeline: StoryPipeline, story: Story, settings: Settings, made: Mapping[str, Any] | None
 ) -> None:
     """Let a pipeline draw as it was planned when the story was begun; `made` is what `kept_plan` kept.
 
@@ -109,10 +117,12 @@ def plan_again(
     """
     if pipeline.backend.name != "ort" or not story.captions:
         return
-    demand = demand_of(pipeline.model, story.captions, guidance_scale)
-    place = _place(pipeline.backend)
+    limits, place = pipeline.limits(settings), _place(pipeline.backend)
+    demand = demand_of(pipeline.model, story.captions, settings.guidance_scale, limits)
     if made is None:
-        pipeline.obey(make_plan([pipeline.bundle], [demand], Budget(), place, tile=pipeline.tile)[1])
+        widths = (settings.kv_cache or WIDE,)
+        plan = make_plan([pipeline.bundle], [demand], Budget(), place, widths, pipeline.tile)[1]
+        pipeline.obey(plan)
         return
     chosen = dict(made["choice"])
     schemes = {Component(name): scheme for name, scheme in chosen.pop("schemes").items()}

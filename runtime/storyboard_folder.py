@@ -28,6 +28,7 @@ from storyv_lite.checkpoint import TORCH
 from storyv_lite.errors import StoryVError
 from storyv_lite.memory import format_bytes, resident_memory, take_peak
 from storyv_lite.runtime.backends.base import Backend
+from storyv_lite.runtime.context_size import stored_width
 from storyv_lite.runtime.disk import link_file, write_file
 from storyv_lite.runtime.images import Pixels, png
 from storyv_lite.runtime.journal import JOURNAL, RECEIPT, Journal, Record
@@ -127,6 +128,8 @@ class StoryboardFolder:
                 told,
                 finished=self._pictures(first),
                 latents=self._latents,
+                context_size=settings["context_tokens"],
+                kv_cache=settings["kv_cache"],
             )
             drawn = islice(frames, count)
             while len(self.journal.records) < begin + count:
@@ -192,6 +195,9 @@ class StoryboardFolder:
             "context_frames": [index + 1 for index in frame.context],
             "reduced_context": frame.reduced,
             "peak_bytes": frame.peaks,
+            "dropped_frames": [index + 1 for index in frame.reading.dropped],
+            "rebuilt_context": frame.reading.rebuilt,
+            "tokens_in_cache": frame.reading.tokens_in_cache,
             "timings_ms": {phase: round(value, 1) for phase, value in frame.timings_ms.items()},
         }
         self._note_peaks(frame.peaks)
@@ -277,6 +283,7 @@ class StoryboardFolder:
             "versions": _versions(backend),
             "unknown_words": list(self.pipeline.unknown_words(self.journal.story)),
             "seconds": round(seconds, 2),
+            "context": self._context(),
             "memory_bytes": asdict(resident_memory()),
             "plan": self.measured_plan(),
             "resumed": list(self.journal.resumed),
@@ -303,6 +310,21 @@ class StoryboardFolder:
             phase["measured_bytes"] = self._peaks.get(phase["name"]) or None
         return whole
 
+    def _context(self) -> dict[str, Any]:
+        """What the language model may hold of a story, what it held, and how often it was read anew."""
+        pipeline, settings = self.pipeline, Settings(**self.journal.settings)
+        limits, backend = pipeline.limits(settings), pipeline.backend
+        shown = [record for record in self.journal.shown() if record is not None]
+        return {
+            "limit_tokens": limits.tokens,
+            "limit_frames": limits.frames,
+            "kv_cache": stored_width(settings.kv_cache, backend.precision, backend.device),
+            "bytes_per_token": pipeline.model.token_bytes(settings.kv_cache),
+            "rebuilds": sum(record.get("rebuilt_context", False) for record in shown),
+            "tokens_read": sum(record.get("tokens_read", 0) for record in shown),
+            "tokens_in_cache": max((record.get("tokens_in_cache", 0) for record in shown), default=0),
+        }
+
     def _command(self) -> str:
         """What draws the same story again, beside the receipt."""
         settings = self.journal.settings
@@ -318,6 +340,8 @@ class StoryboardFolder:
         budget = self.pipeline.plan.budget if self.pipeline.plan else Budget()
         for flag, given in (("--ram", budget.ram), ("--vram", budget.vram)):
             words += [flag, f"{given}B"] if given else []
+        for option, name in (("--context-size", "context_tokens"), ("--kv-cache", "kv_cache")):
+            words += [] if settings[name] is None else [option, str(settings[name])]
         return shlex.join(words)
 
     def _details(self, receipt: dict[str, Any]) -> list[tuple[str, str]]:

@@ -175,7 +175,7 @@ class StoryLMStage(StageConfig):
 class CharLDMStage(StageConfig):
     max_train_steps: int = 32050
     train_batch_size: int = 24
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     ema_decay: float = 0.998
     uncondition_prob: float = 0.1  # empty caption, no characters
     text_only_prob: float = 0.1  # caption without character pictures

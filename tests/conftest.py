@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -14,13 +16,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder of random weights at the smallest useful size; do not write into it."""
-    # Loaded by path: the checkout is not on the path when an installed package is tested.
-    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
-    assert spec is not None and spec.loader is not None
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    folder: Path = tiny.write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+    folder: Path = _beside("tiny").write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
     return folder
+
+
+@pytest.fixture
+def recordable() -> AbstractContextManager[Any]:
+    """A context in which work fails that a CUDA graph cannot hold."""
+    mode: AbstractContextManager[Any] = _beside("recordable").Recordable()
+    return mode
+
+
+def _beside(name: str) -> ModuleType:
+    """The module `name` of this folder, by its path: an installed package may be what is tested."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

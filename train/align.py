@@ -97,7 +97,7 @@ class Batches:
         pictured = self.config.align.context == "interleaved"
         stories, pictures, answers, frames = [], [], [], []
         for telling in tellings:
-            kept = window(telling.names, rng, drop_prob, self.config.align.context_frames)
+            kept = window(telling.names, telling.placed, rng, drop_prob, self.config.align.context_frames)
             packed = []
             for frame, target in kept:
                 caption, answer = told(telling, frame, rng, original_prob)
@@ -122,7 +122,9 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     Raises `BundleError` when an earlier stage has not been trained yet.
     """
     settings, shape = config.align, config.model
-    needed = ("language_model", "text_encoder", "character_encoder", "fusion", "vision_encoder", "unet")
+    needed = ["language_model", "text_encoder", "character_encoder", "fusion", "vision_encoder"]
+    if settings.diffusion_loss_scale:
+        needed.append("unet")
     for name in needed:
         if not has_component(out / name):
             raise BundleError(f"`{out / name}` is missing", hint="storyv-lite train")

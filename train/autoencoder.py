@@ -19,7 +19,7 @@ from storyv_lite.config import TrainConfig
 from storyv_lite.errors import BundleError, ConfigError
 from storyv_lite.modeling.autoencoder import Autoencoder, PretrainedAutoencoder, ToonAutoencoder
 from storyv_lite.modeling.checkpoints import has_component, load_component, save_component
-from storyv_lite.train.data import FrameSet
+from storyv_lite.train.data import FrameSet, as_pictures, training_frames
 from storyv_lite.train.loop import run_stage, step_rng
 
 STAGE = "autoencoder"
@@ -44,7 +44,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         scale_factor=config.model.image_size // config.model.unet.sample_size,
     )
     size, count = config.model.image_size, config.data.frames
-    frames = FrameSet.open_or_make(out / "state" / "frames-train", config.seed, count, "train", size)
+    frames = training_frames(config, out, device)
     shown = FrameSet.open_or_make(out / "state" / "frames-shown", config.seed, 16, "validation", size)
     encoder_steps = int(settings.encoder_ratio * settings.max_train_steps)
     kept = _kept(Path(settings.latents_of), out, device) if settings.latents_of else None
@@ -52,10 +52,11 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     def batches(step: int) -> tuple[Tensor, Tensor]:
         indices = step_rng(config.seed, STAGE, step).integers(count, size=settings.train_batch_size)
         masks = frames.actor_masks(indices, 64).sum(1, keepdim=True).clamp(max=1)
-        return frames.pictures(indices), masks
+        return frames.bytes(indices), masks
 
     def compute_loss(batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
         pixels, masks = (tensor.to(device) for tensor in batch)
+        pixels = as_pictures(pixels)
         learns = step < encoder_steps
         with torch.set_grad_enabled(learns):
             posterior = model.encode(pixels).latent_dist
@@ -101,6 +102,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         minutes=minutes,
         sample=sample,
         finish=measure,
+        phase=lambda step: step < encoder_steps,
     ).done
 
 

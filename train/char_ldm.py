@@ -6,9 +6,8 @@ are really empty, character pictures lie on white as portraits do, and the netwo
 so the caption encoder goes on learning.
 """
 
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +37,8 @@ from storyv_lite.train.conditioning import (
     collate,
     load_text_tokenizer,
 )
-from storyv_lite.train.data import FrameSet
-from storyv_lite.train.image_text import DETAILS, NAMES, truth_loss, truths
+from storyv_lite.train.data import FRAMES, FrameSet, training_frames
+from storyv_lite.train.image_text import DETAILS, NAMES, mean_where, truth_loss, truths
 from storyv_lite.train.latents import LatentSet
 from storyv_lite.train.loop import parameter_groups, precision, run_stage, seed_step, step_rng
 from storyv_lite.train.parallel import GradientHelpers
@@ -52,6 +51,7 @@ PLAIN_CAPTION = 0.4  # least share of captions in the plain words that stage 2 a
 READING_WEIGHT = 0.1  # of the loss of who, where, doing what, with what as read out of the conditioning
 TEXT_LEARNING_RATE = 0.5  # part of the learning rate that the caption encoder learns with
 MASK_SIZE = 64
+MENTIONS = 3  # of characters in one caption, at most
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,25 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+    def filled_up(self, portraits: int, image_size: int) -> "Batch":
+        """The same to every network, in shapes that depend on B alone.
+
+        A caption that nobody draws is added, and to its end go names that nobody bears. Raises `ValueError`
+        when a batch holds more names or pictures than there is room for.
+        """
+        inputs, count = self.inputs, len(self.latents)
+        names, pictures = MENTIONS * count, portraits + count
+        nobody = torch.full((1, inputs.input_ids.shape[1]), EOS)
+        padded = ConditioningInputs(
+            torch.cat([inputs.input_ids, nobody]),
+            _filled_up(inputs.pixel_values.reshape(-1, 3, image_size, image_size), pictures),
+            _filled_up(inputs.picture_index, names),
+            _filled_up(inputs.batch_index, names, count),
+            _filled_up(inputs.positions, names),
+        )
+        masks, words, who = (_filled_up(x, names) for x in (self.masks, self.words, self.who))
+        return replace(self, inputs=padded, masks=masks, words=words, who=who)
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,7 @@ class Batches:
         covered = self.frames.actor_masks(indices, MASK_SIZE)
         pictures = list(self.portraits.values())
         first = {name: slot for slot, name in enumerate(self.portraits)}
+        room = len(pictures) + len(indices)
         tokens, chosen, masks, words = [], [], [], []
         for row, index in enumerate(indices.tolist()):
             kind = condition(rng, settings)
@@ -99,7 +119,7 @@ class Batches:
                 crop = None
                 if rng.random() >= settings.portrait_prob and step < conditioning_steps(settings):
                     crop = self.frames.character(index, actors[name], shape.vision.image_size)
-                if crop is None:  # by chance, or hardly anything of the character is visible
+                if crop is None or len(pictures) == room:  # by chance, or it is hidden, or there are many
                     slots[name] = first[name]
                 else:
                     slots[name] = len(pictures)
@@ -149,24 +169,23 @@ class Reader(nn.Module):
 
     def forward(self, conditioning: Tensor, batch: Batch) -> Tensor:
         """The sum of all cross-entropies for conditioning (B,T,C)."""
-        ids = batch.inputs.input_ids
-        told = (ids[:, 1] != EOS).nonzero().flatten()  # captions that are not empty
-        if not len(told):
-            return conditioning.new_zeros(())
-        end = conditioning[told, (ids[told] == EOS).int().argmax(1)]
-        truth, _ = truth_loss(
-            self.truth(end).float(), batch.places[told], batch.present[told], batch.details[told]
-        )
-        rows = (batch.words.sum(1) > 1).nonzero().flatten()
-        if not len(rows):
-            return truth
-        words, row, who = batch.words[rows], batch.inputs.batch_index[rows], batch.who[rows]
-        clause, position = words.nonzero(as_tuple=True)
-        names = F.cross_entropy(self.name(conditioning[row[clause], position]).float(), who[clause])
-        last = words.shape[1] - 1 - words.flip(1).argmax(1)
-        read = self.details(conditioning[row, last]).float().split(DETAILS, dim=-1)
-        right = batch.details[row, who]
-        return truth + names + sum(F.cross_entropy(read[i], right[:, i]) for i in range(len(DETAILS)))
+        inputs, everyone = batch.inputs, len(batch.latents)
+        ids, rows = inputs.input_ids[:everyone], torch.arange(everyone, device=conditioning.device)
+        end = conditioning[rows, (ids == EOS).int().argmax(1)]
+        told = (ids[:, 1] != EOS).float()  # captions that are not empty
+        truth, _ = truth_loss(self.truth(end).float(), batch.places, batch.present, batch.details, told)
+        plain = (batch.words.sum(1) > 1).float()
+        names = self.name(conditioning).float()[inputs.batch_index]  # (K, T, cast)
+        who = batch.who[:, None].expand(names.shape[:2])
+        named = F.cross_entropy(names.flatten(0, 1), who.flatten(), reduction="none").view_as(batch.words)
+        loss = truth + mean_where(named, batch.words * plain[:, None])
+        last = batch.words.shape[1] - 1 - batch.words.flip(1).argmax(1)
+        read = self.details(conditioning[inputs.batch_index, last]).float().split(DETAILS, dim=-1)
+        right = batch.details[inputs.batch_index.clamp(max=everyone - 1), batch.who]
+        for detail, scores in enumerate(read):
+            wrong = F.cross_entropy(scores, right[:, detail], reduction="none")
+            loss = loss + mean_where(wrong, plain)
+        return loss
 
 
 @dataclass(frozen=True)
@@ -182,16 +201,15 @@ class Objective:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """`loss` to minimise; `denoising`, the plain squared error; `attention`, outside minus inside."""
-        noise = torch.randn_like(batch.latents)
-        timesteps = spread_timesteps(self.scheduler, len(noise), self.settings.timestep_shift).to(
-            noise.device
-        )
+        noise, count = torch.randn_like(batch.latents), len(batch.latents)
+        timesteps = spread_timesteps(self.scheduler, count, self.settings.timestep_shift, noise.device)
         noisy = self.scheduler.add_noise(batch.latents, noise, timesteps)
         conditioning = self.conditioner(batch.inputs)
-        predicted = self.unet(noisy, timesteps, conditioning).sample.float()
+        predicted = self.unet(noisy, timesteps, conditioning[:count]).sample.float()
         target = training_target(self.scheduler, batch.latents, noise, timesteps)
-        if random.random() < self.settings.mask_loss_prob:
-            foreground = _foreground(batch, predicted.shape[-1])
+        if self.settings.mask_loss_prob:
+            everywhere = torch.rand((), device=noise.device) >= self.settings.mask_loss_prob
+            foreground = torch.where(everywhere, 1.0, _foreground(batch, predicted.shape[-1]))
             predicted, target = predicted * foreground, target * foreground
         error = (predicted - target).square().mean((1, 2, 3))
         losses = {"denoising": error.mean().detach()}
@@ -258,9 +276,10 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     unet = build_unet(shape.unet, shape.autoencoder.latent_channels, shape.text.hidden_size)
     scheduler = build_scheduler(shape.unet)
     scheduler.save_pretrained(out / "scheduler")
-    folder = out / "state" / "frames-train"
-    frames = FrameSet.open_or_make(folder, config.seed, config.data.frames, "train", shape.image_size)
-    latents = LatentSet.open_or_make(out / "state" / "latents-train", frames, folder, vae)
+    frames = training_frames(config, out, device)
+    latents = LatentSet.open_or_make(out / "state" / "latents-train", frames, out / FRAMES, vae)
+    if device != "cpu":  # who makes batches there must not touch the device
+        latents.encode_all()
     portraits = {name: draw.portrait(name, shape.vision.image_size) for name in NAMES}
     batches = Batches(config, frames, latents, tokenizer, portraits)
     recorders = record_cross_attention(unet.to(device)) if settings.reg_weight else []
@@ -287,11 +306,12 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     helpers = GradientHelpers(settings.processes - 1, [*components.values(), *extras.values()], work)
 
     def own_batch(step: int) -> Batch:
-        teach(step)
         helpers.start(step)
-        return batches(step)
+        batch = batches(step)
+        return batch if device == "cpu" else batch.filled_up(len(portraits), shape.vision.image_size)
 
     def compute_loss(batch: Batch, step: int) -> dict[str, Tensor]:
+        teach(step)
         losses = objective(batch.to(device))
         return {**losses, "loss": helpers.finish(losses["loss"])}
 
@@ -313,6 +333,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         sample=lambda path: preview.draw_sheet(
             preview.CAPTIONS, portraits, conditioner, unet, vae, tokenizer, scheduler, config, path
         ),
+        phase=lambda step: step < encoder_steps,
     )
     return progress.done
 
@@ -338,5 +359,13 @@ def _build_conditioner(config: TrainConfig, out: Path) -> Conditioner:
 def _foreground(batch: Batch, size: int) -> Tensor:
     """Where the named characters of each sample are: (B, 1, size, size) in [0,1]."""
     union = batch.masks.new_zeros(len(batch.latents), MASK_SIZE, MASK_SIZE)
-    union = union.index_add(0, batch.inputs.batch_index, batch.masks).clamp(max=1)
+    rows = batch.inputs.batch_index.clamp(max=len(batch.latents) - 1)
+    union = union.index_add(0, rows, batch.masks).clamp(max=1)
     return F.interpolate(union[:, None], size=(size, size), mode="bilinear", align_corners=False)
+
+
+def _filled_up(values: Tensor, length: int, value: int = 0) -> Tensor:
+    """`values` (n, ...) with `value` behind them, (length, ...)."""
+    if len(values) > length:
+        raise ValueError(f"{len(values)} names or pictures in a batch with room for {length}")
+    return torch.cat([values, values.new_full((length - len(values), *values.shape[1:]), value)])

@@ -7,6 +7,8 @@ a frame's flag is set after its pixels, and drawing one twice writes the same by
 
 import hashlib
 import json
+import multiprocessing
+import os
 import random
 import shutil
 from collections.abc import Sequence
@@ -19,13 +21,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from storyv_lite.config import TrainConfig
 from storyv_lite.errors import OutputError
 from storyv_lite.modeling.checkpoints import write_json
 from storyv_lite.train.toonworld import captions, corpus, draw, splits
 from storyv_lite.train.toonworld.scene import Scene
+from storyv_lite.train.workers import spare_cores
 
 MAX_ACTORS = 3
 MASK_SIZE = 128
+
+FRAMES = Path("state") / "frames-train"  # in a checkpoint folder
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -71,6 +77,21 @@ class FrameSet:
     def __len__(self) -> int:
         return len(self.scenes)
 
+    def fill_all(self) -> None:
+        """Draw every frame that is not there yet, on all cores."""
+        missing = np.flatnonzero(self.drawn == 0)
+        if not hasattr(os, "fork"):
+            return self.fill(missing)
+        fork = multiprocessing.get_context("fork")  # the files stay mapped in the processes
+        parts = np.array_split(missing, spare_cores())
+        processes = [fork.Process(target=self.fill, args=(part,)) for part in parts if len(part)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        if failed := [process.exitcode for process in processes if process.exitcode]:
+            raise RuntimeError(f"a process that drew frames ended with {failed[0]}")
+
     def fill(self, indices: npt.NDArray[np.int64]) -> None:
         """Draw those of the frames that are not there yet."""
         for index in indices[self.drawn[indices] == 0]:
@@ -80,11 +101,14 @@ class FrameSet:
                 self.masks[index, actor] = resize(mask, MASK_SIZE)
             self.drawn[index] = 1
 
+    def bytes(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        """Frames as (B,3,S,S) in 0..255, channels last in memory."""
+        self.fill(indices)
+        return torch.from_numpy(self.pixels[indices]).permute(0, 3, 1, 2)
+
     def pictures(self, indices: npt.NDArray[np.int64]) -> Tensor:
         """Frames as (B,3,S,S) in [-1,1], channels last in memory."""
-        self.fill(indices)
-        pixels = torch.from_numpy(self.pixels[indices])
-        return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        return as_pictures(self.bytes(indices))
 
     def actor_masks(self, indices: npt.NDArray[np.int64], size: int) -> Tensor:
         """What each actor covers, by area, in [0,1]: (B, MAX_ACTORS, size, size); `size` divides 128."""
@@ -106,6 +130,23 @@ class FrameSet:
             return None
         box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
         return on_white(self.pixels[index][box], mask[box], size)
+
+
+def as_pictures(pixels: Tensor) -> Tensor:
+    """Bytes of any shape as networks read them, in [-1,1]."""
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def training_frames(config: TrainConfig, out: Path, device: str) -> FrameSet:
+    """The frames that all stages of a checkpoint folder learn from.
+
+    An accelerator would wait for every single one, so all are drawn before it begins.
+    """
+    size, count = config.model.image_size, config.data.frames
+    frames = FrameSet.open_or_make(out / FRAMES, config.seed, count, "train", size)
+    if device != "cpu":
+        frames.fill_all()
+    return frames
 
 
 def data_version() -> str:

@@ -21,7 +21,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from storyv_lite.config import ModelConfig, TrainConfig
 from storyv_lite.modeling.checkpoints import save_component
 from storyv_lite.runtime.tokenizer import TextTokenizer
-from storyv_lite.train.data import FrameSet, Pixels, resize
+from storyv_lite.train.data import FrameSet, Pixels, resize, training_frames
 from storyv_lite.train.loop import run_stage, step_rng
 from storyv_lite.train.text_tokenizer import BOS, EOS, TOKENIZER_FILE, save_text_tokenizer
 from storyv_lite.train.toonworld import draw
@@ -64,8 +64,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         _take_pretrained(shape, out)
         return True
     tokenizer = TextTokenizer(out / TOKENIZER_FILE, shape.text.max_position_embeddings)
-    folder = out / "state" / "frames-train"
-    frames = FrameSet.open_or_make(folder, config.seed, config.data.frames, "train", shape.image_size)
+    frames = training_frames(config, out, device)
     torch.manual_seed(config.seed)
     text_encoder, vision_encoder = build_text_encoder(shape), build_vision_encoder(shape)
     heads = Heads(shape.vision.hidden_size)
@@ -194,16 +193,29 @@ def truths(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
     return places, present, details
 
 
-def truth_loss(logits: Tensor, places: Tensor, present: Tensor, details: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of everything true about scenes (see `truths`), and the share of details read right."""
+def truth_loss(
+    logits: Tensor, places: Tensor, present: Tensor, details: Tensor, told: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of everything true about scenes (see `truths`), and the share of details read right.
+
+    With `told` (B,) in {0,1} only of the scenes that it marks.
+    """
+    told = torch.ones_like(present[:, 0]) if told is None else told
     place, rest = logits[:, : len(PLACES)], logits[:, len(PLACES) :].view(len(logits), len(NAMES), -1)
-    loss = F.cross_entropy(place, places)
-    loss = loss + F.binary_cross_entropy_with_logits(rest[..., 0], present)
-    here, right = present > 0, []
+    loss = mean_where(F.cross_entropy(place, places, reduction="none"), told)
+    absent = F.binary_cross_entropy_with_logits(rest[..., 0], present, reduction="none")
+    loss, here, right = loss + mean_where(absent.mean(1), told), present * told[:, None], []
     for detail, scores in enumerate(torch.split(rest[..., 1:], DETAILS, dim=-1)):
-        loss = loss + F.cross_entropy(scores[here], details[..., detail][here])
-        right.append((scores[here].argmax(1) == details[..., detail][here]).float().mean())
+        true = details[..., detail]
+        wrong = F.cross_entropy(scores.flatten(0, 1), true.flatten(), reduction="none").view_as(here)
+        loss = loss + mean_where(wrong, here)
+        right.append(mean_where((scores.argmax(-1) == true).float(), here))
     return loss, torch.stack(right).mean()
+
+
+def mean_where(values: Tensor, here: Tensor) -> Tensor:
+    """The mean of `values` where `here`, of the same shape and in {0,1}; zero where that is nowhere."""
+    return (values * here).sum() / here.sum().clamp(min=1)
 
 
 def disturbed(pixels: Tensor) -> Tensor:

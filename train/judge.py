@@ -20,7 +20,7 @@ from storyv_lite.modeling.autoencoder import Autoencoder
 from storyv_lite.modeling.checkpoints import read_checkpoint, write_checkpoint
 from storyv_lite.modeling.judge import CHUNK, Judge, Scores, Verdict, joined
 from storyv_lite.train import autoencoder
-from storyv_lite.train.data import FrameSet
+from storyv_lite.train.data import training_frames
 from storyv_lite.train.image_text import NAMES, disturbed, truths
 from storyv_lite.train.loop import append_metrics, run_stage, step_rng
 from storyv_lite.train.toonworld import corpus, draw, splits
@@ -36,8 +36,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     """Train the judge into `out/judge`; true when the stage is complete."""
     settings, count = config.judge, config.data.frames
     decoder = autoencoder.load(out, device)
-    folder = out / "state" / "frames-train"
-    frames = FrameSet.open_or_make(folder, config.seed, count, "train", config.model.image_size)
+    frames = training_frames(config, out, device)
     torch.manual_seed(config.seed)
     model = build(settings.image_size, settings.block_out_channels, settings.layers_per_block)
     decoded = round(settings.decoded_share * settings.train_batch_size)

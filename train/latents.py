@@ -19,6 +19,8 @@ from storyv_lite.modeling.autoencoder import ToonAutoencoder
 from storyv_lite.modeling.checkpoints import write_json
 from storyv_lite.train.data import FrameSet
 
+TOGETHER = 64  # frames that an accelerator encodes at a time
+
 
 @dataclass(frozen=True)
 class LatentSet:
@@ -54,19 +56,27 @@ class LatentSet:
         return LatentSet(frames, autoencoder, *arrays)
 
     @torch.no_grad()
+    def encode_all(self) -> None:
+        """Encode every frame that is not yet, many at a time."""
+        for chunk in np.array_split(np.arange(len(self.frames)), -(-len(self.frames) // TOGETHER)):
+            if (missing := chunk[self.encoded[chunk] == 0]).size:
+                self._encode(missing)
+
+    @torch.no_grad()
     def __call__(self, indices: npt.NDArray[np.int64]) -> Tensor:
         """Latents (B, C, h, w) of the frames at `indices`."""
+        for index in np.unique(indices[self.encoded[indices] == 0]):  # alone: the same bits in any company
+            self._encode(index[None])
+        return torch.from_numpy(self.values[indices]).float()
+
+    def _encode(self, indices: npt.NDArray[np.int64]) -> None:
         device = self.autoencoder.device
         fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-        for index in np.unique(
-            indices[self.encoded[indices] == 0]
-        ):  # one by one: the same bits in any company
-            pixels = self.frames.pictures(index[None]).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-                mean = self.autoencoder.encode(pixels).latent_dist.mode()
-            self.values[index] = self.autoencoder.normalize(mean.float())[0].cpu().numpy()
-            self.encoded[index] = 1
-        return torch.from_numpy(self.values[indices]).float()
+        pixels = self.frames.pictures(indices).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+            mean = self.autoencoder.encode(pixels).latent_dist.mode()
+        self.values[indices] = self.autoencoder.normalize(mean.float()).cpu().numpy()
+        self.encoded[indices] = 1
 
 
 def _sum(autoencoder: ToonAutoencoder) -> str:

@@ -11,8 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 
 from storyv_lite.config import StageConfig
+from storyv_lite.errors import ConfigError
 from storyv_lite.memory import keep_freed_memory
 from storyv_lite.modeling.checkpoints import (
     has_component,
@@ -34,7 +34,9 @@ from storyv_lite.modeling.checkpoints import (
     save_component,
     stage_record,
 )
+from storyv_lite.train.graphs import StepGraph
 from storyv_lite.train.state import StageProgress, read_state, restore, write_state
+from storyv_lite.train.workers import prefetched
 
 STOP = threading.Event()  # set by SIGTERM or Ctrl-C during a stage: no other stage should begin
 
@@ -100,6 +102,7 @@ def run_stage(
     groups: list[dict[str, Any]] | None = None,
     sample: Callable[[Path], None] | None = None,
     finish: Callable[[], None] | None = None,
+    phase: Callable[[int], object] | None = None,
 ) -> StageProgress:
     """Train `components` (stored as `out/NAME`) and `extras` (kept in `out/state`) until the stage is done.
 
@@ -108,7 +111,8 @@ def run_stage(
     the averaged weights and everything in evaluation mode; `finish` is called once after the last step, with
     the averaged weights, before the components are stored. `groups` are optimizer groups with `params`,
     `weight_decay` and `lr_scale` (default: all that requires a gradient). Only parameters that require a
-    gradient are kept in the state.
+    gradient are kept in the state. `phase(step)` says that steps differ in their batch and learning rate
+    alone while it is the same, have one shape and read nothing back: CUDA then records them (graphs.py).
 
     Begins where `out/state/STAGE` ended (exact), else at the stored components with a short re-warm-up
     (warm), else at step 0. Stops early, saved, after `minutes` or at SIGTERM or Ctrl-C: look at `done`.
@@ -132,20 +136,37 @@ def run_stage(
         resumed_at = progress.steps
     learned = {f"{n}.{k}": p for n, m in modules.items() for k, p in m.named_parameters() if p.requires_grad}
     groups = groups or parameter_groups(list(modules.values()), settings.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
+    recorded = phase is not None and place.type == "cuda"
+    optimizer = torch.optim.AdamW(
+        groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True, capturable=recorded
+    )
     average = [p.detach().clone() for p in learned.values()] if settings.ema_decay else []
     if state is not None:
         progress, resumed_at = restore(state, learned, optimizer, average, out / "state" / stage)
         progress = replace(progress, max_train_steps=settings.max_train_steps)
+    for group in optimizer.param_groups if recorded else ():  # a number would be recorded as it is now
+        group["lr"] = torch.tensor(settings.learning_rate, device=place)
     # One process has one accelerator state, so it always offers bf16 and each stage switches it on or off.
     offered = "bf16" if place.type in ("cpu", "cuda") else "no"
     accelerator = Accelerator(mixed_precision=offered, cpu=place.type == "cpu")
-    mixed = AutocastKwargs(enabled=precision(settings, place) == "bf16")
+    mixed = AutocastKwargs(enabled=precision(settings, place) == "bf16", cache_enabled=not recorded)
+
+    def work(batch: Any, step: int) -> dict[str, Tensor]:
+        optimizer.zero_grad(set_to_none=True)
+        with accelerator.autocast(mixed):
+            losses = compute_loss(batch, step)
+        accelerator.backward(losses["loss"])
+        norm = nn.utils.clip_grad_norm_(learned.values(), settings.max_grad_norm)
+        optimizer.step()
+        return {**{name: value.detach() for name, value in losses.items()}, "grad_norm": norm}
+
+    graph = StepGraph(work, place) if recorded else None
 
     def save(progress: StageProgress) -> None:
         with _averaged(learned, average):
             if progress.done and finish is not None:
-                finish()
+                with _evaluated(modules.values()):
+                    finish()
             for name, module in components.items():
                 save_component(module, out / name)
         write_state(out / "state" / stage, progress, resumed_at, learned, optimizer, average)
@@ -154,33 +175,27 @@ def run_stage(
     def draw(step: int) -> None:
         path = out / "samples" / f"{stage}-{step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        for module in modules.values():
-            module.eval()
-        with _averaged(learned, average), torch.no_grad():
+        with _averaged(learned, average), _evaluated(modules.values()), torch.no_grad():
             seed_step(seed, stage + "/sample", 0)
             if sample is not None:
                 sample(path)
-        for module in modules.values():
-            module.train()
 
     for module in modules.values():
         module.train()
     began, spent = time.monotonic(), progress.seconds
     since, logged = progress.steps, began
-    with _stop_signal() as stopped, _prefetched(batches, progress.steps, settings, place) as fetch:
+    with (
+        _stop_signal() as stopped,
+        prefetched(batches, range(progress.steps, settings.max_train_steps), place) as fetch,
+    ):
         while progress.steps < settings.max_train_steps:
             step = progress.steps
             batch = fetch(step)
             seed_step(seed, stage, step)
             rate = learning_rate(settings, step, resumed_at)
             for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("lr_scale", 1.0)
-            with accelerator.autocast(mixed):
-                losses = compute_loss(batch, step)
-            accelerator.backward(losses["loss"])
-            norm = nn.utils.clip_grad_norm_(learned.values(), settings.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+                _set(group, "lr", rate * group.get("lr_scale", 1.0))
+            losses = graph(batch, step, phase(step)) if graph and phase else work(batch, step)
             if average:
                 decay = min(settings.ema_decay, (1 + step) / (10 + step))
                 torch._foreach_lerp_(average, [p.detach() for p in learned.values()], 1 - decay)
@@ -194,12 +209,14 @@ def run_stage(
                 done=done,
             )
             leave = done or stopped.is_set() or (minutes is not None and now - began >= 60 * minutes)
-            if progress.steps % settings.log_steps == 0 or leave:
+            keep = leave or progress.steps % settings.checkpointing_steps == 0
+            if keep or progress.steps % settings.log_steps == 0:
+                values = {name: float(value) for name, value in losses.items()}
+                _refuse_divergence(stage, values["loss"], since, progress.steps, settings)
                 speed = (progress.steps - since) * settings.train_batch_size / max(1e-9, now - logged)
-                values = {name: float(value.detach()) for name, value in losses.items()}
-                _log(out, stage, progress, {**values, "grad_norm": float(norm), "lr": rate}, speed, settings)
+                _log(out, stage, progress, {**values, "lr": rate}, speed, settings)
                 since, logged = progress.steps, now
-            if leave or progress.steps % settings.checkpointing_steps == 0:
+            if keep:
                 save(progress)
             if sample is not None and (done or progress.steps % settings.sample_steps == 0):
                 draw(progress.steps)
@@ -211,6 +228,24 @@ def run_stage(
     for module in modules.values():
         module.eval()
     return progress
+
+
+def _refuse_divergence(stage: str, loss: float, since: int, step: int, settings: StageConfig) -> None:
+    """Raise `ConfigError` for a loss that is no number, before anything is saved of what made it."""
+    if not math.isfinite(loss):
+        raise ConfigError(
+            f"`{stage}` diverged between steps {since} and {step}: its loss is {loss}; "
+            "what was saved before is kept",
+            hint=f"learn more slowly: --set {stage}.learning_rate={settings.learning_rate / 2:g}",
+        )
+
+
+def _set(group: dict[str, Any], name: str, value: float) -> None:
+    """Set a number of an optimizer group where it stands: in a tensor, if it is one."""
+    if isinstance(group[name], Tensor):
+        group[name].fill_(value)
+    else:
+        group[name] = value
 
 
 @contextmanager
@@ -227,6 +262,16 @@ def _averaged(learned: Mapping[str, Tensor], average: Sequence[Tensor]) -> Itera
     finally:
         for parameter, value in zip(learned.values(), kept, strict=True):
             parameter.data.copy_(value)
+
+
+@contextmanager
+def _evaluated(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Everything in evaluation mode for a while."""
+    for module in modules:
+        module.eval()
+    yield
+    for module in modules:
+        module.train()
 
 
 @contextmanager
@@ -252,31 +297,6 @@ def _stop_signal() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _prefetched(
-    batches: Callable[[int], Any], first: int, settings: StageConfig, place: torch.device
-) -> Iterator[Callable[[int], Any]]:
-    """On an accelerator, make the next batches in a thread; on the CPU every core is already training."""
-    if place.type == "cpu":
-        yield batches
-        return
-    with ThreadPoolExecutor(1) as pool:
-        steps = iter(range(first, settings.max_train_steps))
-        waiting = [pool.submit(batches, step) for _, step in zip(range(4), steps, strict=False)]
-
-        def fetch(_: int) -> Any:
-            batch = waiting.pop(0).result()
-            if (step := next(steps, None)) is not None:
-                waiting.append(pool.submit(batches, step))
-            return batch
-
-        try:
-            yield fetch
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def append_metrics(out: Path, line: Mapping[str, Any]) -> None:

@@ -99,7 +99,9 @@ def spelled_out(telling: Telling, rng: np.random.Generator, settings: StoryLMSta
     """A story without pictures: answers are plain captions, and so are some of the picture slots."""
     spelled = rng.random() < SPELLED_PICTURES
     frames, last = [], len(telling) - 1
-    for frame, target in window(telling.names, rng, settings.drop_prob, settings.context_frames):
+    for frame, target in window(
+        telling.names, telling.placed, rng, settings.drop_prob, settings.context_frames
+    ):
         caption, answer = told(telling, frame, rng, ORIGINAL_CAPTION)
         past = in_words(history(caption), answer) if spelled else text_history(caption)
         asked, kept = query(caption) if target else None, past if frame < last else None

@@ -10,7 +10,8 @@ from math import exp, log
 import numpy as np
 
 from storyv_lite.runtime.context import RECENT
-from storyv_lite.train.toonworld.scene import Scene
+from storyv_lite.runtime.tokenizer import mentions
+from storyv_lite.train.toonworld.scene import PLACES, Scene
 from storyv_lite.train.toonworld.stories import sample_story
 
 
@@ -28,6 +29,11 @@ class Telling:
     def __len__(self) -> int:
         return len(self.original)
 
+    @property
+    def placed(self) -> tuple[bool, ...]:
+        """Whether each caption names a place, as the runtime reads it: by its very word."""
+        return tuple(bool(mentions(text, PLACES)) for text in self.reference)
+
 
 def tell(seed: int, frames: int, split: str) -> Telling:
     """The texts of one toon story."""
@@ -42,24 +48,29 @@ def story_length(rng: np.random.Generator, shortest: int, longest: float) -> int
 
 
 def window(
-    names: Sequence[Sequence[str]], rng: np.random.Generator, drop_prob: float, context_frames: int
+    names: Sequence[Sequence[str]],
+    placed: Sequence[bool],
+    rng: np.random.Generator,
+    drop_prob: float,
+    context_frames: int,
 ) -> list[tuple[int, bool]]:
     """The frames of a story that stand in the context, in order, and whether each is a target.
 
     A story of more than `context_frames` is read in the reduced context of bounded memory, a shorter one with
-    `drop_prob`: what came before some frame is reduced to the frames that introduce a character and the ones
-    right before it; from there on the context grows again, to `context_frames` at most. Frames whose
-    antecedents may be gone are no targets.
+    `drop_prob`: what came before some frame is reduced to the frames that introduce a character, the one that
+    named a place last and the ones right before it; from there on the context grows again, to
+    `context_frames` at most. Frames whose antecedents may be gone are no targets.
     """
     count = len(names)
     if count <= context_frames and (count < RECENT + 3 or rng.random() >= drop_prob):
         return [(frame, True) for frame in range(count)]
     first_target = int(rng.integers(RECENT + 2, count))
+    place = max((frame for frame in range(first_target) if placed[frame]), default=-1)
     met: set[str] = set()
     kept: list[tuple[int, bool]] = []
     for frame, shown in enumerate(names):
         whole = len(kept) == frame  # nothing was dropped before this frame
-        if frame >= first_target - RECENT or not met.issuperset(shown):
+        if frame >= first_target - RECENT or frame == place or not met.issuperset(shown):
             kept.append((frame, whole or frame >= first_target))
         met.update(shown)
     return kept[:context_frames]

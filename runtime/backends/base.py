@@ -34,11 +34,14 @@ class CacheStorage(Protocol):
     def nbytes(self) -> int:
         """Bytes allocated for keys and values."""
 
-    def to_host(self, length: int) -> Tensors:
-        """Copies of the first `length` tokens: `key.LAYER`, `value.LAYER`, (1, heads, length, head_dim)."""
+    def to_host(self, stop: int, start: int = 0) -> Tensors:
+        """Copies of the tokens from `start` to `stop`.
 
-    def from_host(self, tensors: Tensors) -> None:
-        """Put back what `to_host` gave."""
+        Named `key.LAYER` and `value.LAYER`, (1, heads, tokens, head_dim).
+        """
+
+    def from_host(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Put what `to_host` gave of the first tokens back."""
 
 
 class LanguageSession(Session, Protocol):

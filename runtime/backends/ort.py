@@ -164,16 +164,17 @@ class OrtCacheStorage:
             for buffer in self.buffers.values()
         )
 
-    def to_host(self, length: int) -> Tensors:
-        return {name: _numpy(buffer)[:, :, :length].copy() for name, buffer in self.buffers.items()}
+    def to_host(self, stop: int, start: int = 0) -> Tensors:
+        return {name: _numpy(buffer)[:, :, start:stop].copy() for name, buffer in self.buffers.items()}
 
-    def from_host(self, tensors: Tensors) -> None:
+    def from_host(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         for name, buffer in self.buffers.items():
+            kept = tensors[name]
             if not self.shared:
-                self.buffers[name] = tensors[name].copy()
+                self.buffers[name] = kept.copy()
                 continue
             host = _numpy(buffer)
-            host[:, :, : tensors[name].shape[2]] = tensors[name]
+            host[:, :, : kept.shape[2]] = kept
             if not isinstance(buffer, np.ndarray):
                 buffer.update_inplace(host)
 

@@ -150,10 +150,10 @@ class TorchCacheStorage:
     def nbytes(self) -> int:
         return sum(buffer.nbytes for layer in self.layers for buffer in layer)
 
-    def to_host(self, length: int) -> Tensors:
-        return {name: _numpy(buffer[:, :, :length]).copy() for name, buffer in self._named()}
+    def to_host(self, stop: int, start: int = 0) -> Tensors:
+        return {name: _numpy(buffer[:, :, start:stop]).copy() for name, buffer in self._named()}
 
-    def from_host(self, tensors: Tensors) -> None:
+    def from_host(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         for name, buffer in self._named():
             kept = torch.from_numpy(tensors[name])
             buffer[:, :, : kept.shape[2]] = kept.to(buffer.device, buffer.dtype)

@@ -42,6 +42,7 @@ def continue_story(
 ) -> None:
     """Append sentences to a drawn story, or finish one that was stopped."""
     began = time.perf_counter()
+    from storyv_lite.runtime.pipeline import Settings
     from storyv_lite.runtime.storyboard_folder import StoryboardFolder
 
     told = read_story(more) if more else Story(())
@@ -49,7 +50,7 @@ def continue_story(
         note(f"note: the title `{told.title}` is not used; the story has one")
     wanted = _longer(folder, told)
     pipeline = open_pipeline(wanted, bundle, device)
-    pipeline.check(wanted.story)
+    pipeline.check(wanted.story, Settings(**wanted.settings))
     resume = resuming(folder, bundle, device, keep_going)
     with writing(folder, resume):
         wanted = _longer(folder, told)  # again, now that nobody else writes

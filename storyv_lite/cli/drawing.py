@@ -68,7 +68,7 @@ def open_pipeline(journal: "Journal", bundle: str, device: str) -> "StoryPipelin
     Raises `BundleError` when it is not found.
     """
     from storyv_lite.bundle import MANIFEST, find_bundle, hash_file
-    from storyv_lite.runtime.pipeline import StoryPipeline
+    from storyv_lite.runtime.pipeline import Settings, StoryPipeline
     from storyv_lite.runtime.planning import plan_again
 
     name, wanted = journal.bundle["name"], journal.bundle["sha256"]
@@ -93,8 +93,8 @@ def open_pipeline(journal: "Journal", bundle: str, device: str) -> "StoryPipelin
         digest = hash_file(path / MANIFEST)
         if digest == wanted:
             pipeline = StoryPipeline.from_bundle(path, device, tile=tile)
-            scale = journal.settings["guidance_scale"]
-            plan_again(pipeline, journal.story, scale, journal.made_with.get("plan"))
+            settings = Settings(**journal.settings)
+            plan_again(pipeline, journal.story, settings, journal.made_with.get("plan"))
             return pipeline
         found.append(f"`{path}` ({digest[:12]})")
     raise BundleError(
@@ -293,8 +293,8 @@ def _say_reduced(records: list[dict[str, Any]]) -> None:
     reduced = sum(1 for record in records if record.get("reduced_context"))
     if reduced:
         note(
-            f"note: the story is longer than the model's context; {reduced} frames were drawn after those "
-            "that introduce a character and the latest ones (story.json says which)"
+            f"note: the story is longer than the context; {reduced} frames were drawn after those that "
+            "introduce a character, the last that names a place and the latest ones (story.json says which)"
         )
 
 

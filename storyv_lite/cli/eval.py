@@ -15,9 +15,11 @@ import typer
 from storyv_lite.cli.console import note, progress, say, say_json
 from storyv_lite.cli.options import (
     BundleOption,
+    ContextSizeOption,
     DeviceOption,
     ForceOption,
     JsonOption,
+    KvCacheOption,
     check_file,
     command_line,
 )
@@ -71,6 +73,8 @@ def evaluate(
             help="What is known of earlier frames: interleaved (pictures and captions), captions, none.",
         ),
     ] = "interleaved",
+    context_size: ContextSizeOption = "",
+    kv_cache: KvCacheOption = "",
     judge: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Folder of the judge [default: the checkpoint's, else toon's]."),
@@ -112,13 +116,15 @@ def evaluate(
             note(f"checkpoint: {checkpoint}, in full precision")
         else:
             note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
-        found = quality.evaluate(pipeline, reader, likeness, told, captions, context, show)
-        settings = pipeline.settings()
+        held: dict[str, Any] = {"context_size": context_size or None, "kv_cache": kv_cache or None}
+        settings = pipeline.settings(**held)
+        found = quality.evaluate(pipeline, reader, likeness, told, captions, context, show, **held)
         pipeline.close()
     drawn, real, counted = quality.summary(found)
     options = {
         "bundle": bundle, "checkpoint": checkpoint, "stories": stories, "frames": frames, "seed": str(seed),
-        "captions": captions, "context": context, "judge": judge, "device": device, "threads": threads,
+        "captions": captions, "context": context, "context-size": context_size, "kv-cache": kv_cache,
+        "judge": judge, "device": device, "threads": threads,
         "record": record, "force": record is not None,
     }  # fmt: skip
     result: dict[str, Any] = {
@@ -133,6 +139,8 @@ def evaluate(
             "sampler": settings.sampler,
             "num_inference_steps": settings.num_inference_steps,
             "guidance_scale": settings.guidance_scale,
+            "context_tokens": settings.context_tokens,
+            "kv_cache": settings.kv_cache,
         },
         "judge_sha256": hash_file(folder / "model.safetensors"),
         "stories": stories,

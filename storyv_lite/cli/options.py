@@ -29,6 +29,24 @@ VramOption = Annotated[
     str,
     typer.Option("--vram", metavar="SIZE", help="GPU memory that may be used [default: no limit]."),
 ]
+ContextSizeOption = Annotated[
+    str,
+    typer.Option(
+        "--context-size",
+        metavar="SIZE",
+        help="What the language model may hold of a story, in tokens (2000) or memory (512MiB); beyond it "
+        "earlier frames are left out [default: the bundle's limit].",
+    ),
+]
+KvCacheOption = Annotated[
+    str,
+    typer.Option(
+        "--kv-cache",
+        metavar="WIDTH",
+        help="What that is stored in: fp32, fp16 or int8; narrower is smaller and less exact "
+        "[default: as computed].",
+    ),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Write although something is there.")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON in the last line of stdout.")

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from storyv_lite.cli.console import note, say, say_json
-from storyv_lite.cli.options import DeviceOption, JsonOption, ProviderOption, RamOption, VramOption
+from storyv_lite.cli.options import (
+    ContextSizeOption,
+    DeviceOption,
+    JsonOption,
+    KvCacheOption,
+    ProviderOption,
+    RamOption,
+    VramOption,
+)
 from storyv_lite.errors import ConfigError
 from storyv_lite.memory import format_bytes
 from storyv_lite.story import Caption, Story, read_story
@@ -41,6 +49,8 @@ def plan(
     tile: Annotated[
         int, typer.Option(metavar="N", help="Decode in tiles of N cells [default: where it is needed].")
     ] = 0,
+    context_size: ContextSizeOption = "",
+    kv_cache: KvCacheOption = "",
     device: DeviceOption = "auto",
     provider: ProviderOption = "auto",
     as_json: JsonOption = False,
@@ -50,15 +60,16 @@ def plan(
         raise ConfigError("a story has its own number of frames", "give `--frames` without one")
     from storyv_lite.runtime import storyboard_folder  # noqa: F401  # this process shall be as large as `render`
     from storyv_lite.runtime.backends import open_backend
-    from storyv_lite.runtime.planning import find_forms, plan_story, read_budget
+    from storyv_lite.runtime.planning import Asked, find_forms, plan_story, read_budget
     from storyv_lite.runtime.tiles import check_tile
 
     told = read_story(story) if story else _usual(frames or 5)
     budget = read_budget(ram, vram)
     check_tile(tile)
+    asked = Asked(guidance, tile, context_size or None, kv_cache or None)
     paths, reason = find_forms(bundle or (), budget.limited)
     backend = open_backend(device, provider=provider)
-    path, found = plan_story(paths, backend, told, guidance, budget, tile)
+    path, found = plan_story(paths, backend, told, budget, asked)
     if found is None:
         raise ConfigError(
             f"there is no plan for `{backend.provider}`", "give `--provider cpu` or `--provider cuda`"

@@ -53,6 +53,7 @@ def redraw(
 ) -> None:
     """Draw single frames of a drawn story again."""
     began = time.perf_counter()
+    from storyv_lite.runtime.pipeline import Settings
     from storyv_lite.runtime.storyboard_folder import StoryboardFolder
 
     def changed() -> "Journal":
@@ -60,7 +61,7 @@ def redraw(
 
     wanted = changed()
     pipeline = open_pipeline(wanted, bundle, device)
-    pipeline.check(wanted.story)
+    pipeline.check(wanted.story, Settings(**wanted.settings))
     target = _branch(folder, branch) if branch else folder
     resume = resuming(target, bundle, device, keep_going=False)
     with ExitStack() as held:

@@ -22,9 +22,11 @@ from storyv_lite.cli.drawing import (
 )
 from storyv_lite.cli.options import (
     BundleOption,
+    ContextSizeOption,
     DeviceOption,
     ForceOption,
     JsonOption,
+    KvCacheOption,
     ProviderOption,
     RamOption,
     VramOption,
@@ -68,6 +70,8 @@ def render(
     guidance: Annotated[
         float | None, typer.Option(metavar="SCALE", help="Guidance scale [default: the bundle's].")
     ] = None,
+    context_size: ContextSizeOption = "",
+    kv_cache: KvCacheOption = "",
     device: DeviceOption = "auto",
     provider: ProviderOption = "auto",
     tile: Annotated[
@@ -120,7 +124,7 @@ def render(
 
     from storyv_lite.runtime.journal import read_journal
     from storyv_lite.runtime.pipeline import StoryPipeline
-    from storyv_lite.runtime.planning import open_planned, read_budget
+    from storyv_lite.runtime.planning import Asked, open_planned, read_budget
     from storyv_lite.runtime.storyboard_folder import StoryboardFolder, new_journal
 
     if checkpoint:
@@ -128,12 +132,17 @@ def render(
         note(f"checkpoint: {pipeline.bundle.path} in {pipeline.backend.precision}")
     else:
         budget = read_budget(ram, vram)
-        pipeline = open_planned([bundle] if bundle else [], told, budget, guidance, device, provider, tile)
+        asked = Asked(guidance, tile, context_size or None, kv_cache or None)
+        pipeline = open_planned([bundle] if bundle else [], told, budget, asked, device, provider)
         note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
     backend = pipeline.backend
     note(f"device: {backend.device}, {backend.provider} ({backend.reason})")
-    pipeline.draw(told, seed, steps, guidance)  # checks everything and draws nothing yet
-    wanted = new_journal(told, title, pipeline, pipeline.settings(seed, steps, guidance))
+    settings = pipeline.settings(seed, steps, guidance, context_size or None, kv_cache or None)
+    cap, width = settings.context_tokens, settings.kv_cache
+    pipeline.draw(
+        told, seed, steps, guidance, context_size=cap, kv_cache=width
+    )  # checks, and draws nothing yet
+    wanted = new_journal(told, title, pipeline, settings)
     folder = out or (resume and _unfinished(stem, wanted)) or free_folder(stem, Path())
     make_folder(folder, force or resume)
     resume_command = resuming(folder, bundle or checkpoint, device, keep_going)

@@ -71,12 +71,14 @@ def attention_mask_loss(
     """Mean attention outside minus inside each character's mask; between -1 and 1, lower is better.
 
     `probabilities` are recorded softmaxes (B, heads, side*side, T); character k is told by the tokens
-    `words[k]` (K, T) in {0,1} of sample `batch_index[k]` and covers `masks[k]` (K, S, S) in [0,1]. Summed
-    over its tokens, averaged over heads, then over the characters of a sample, over samples (those without
-    characters count 0) and over modules. With the token of the name alone it is specification A.4.
+    `words[k]` (K, T) in {0,1} of sample `batch_index[k]` and covers `masks[k]` (K, S, S) in [0,1]; one that
+    no token tells of does not count. Summed over its tokens, averaged over heads, then over the characters of
+    a sample, over samples (those without characters count 0) and over modules. With the token of the name
+    alone it is specification A.4.
     """
     batch = probabilities[0].shape[0]
-    counts = masks.new_zeros(batch).index_add(0, batch_index, torch.ones_like(masks[:, 0, 0]))
+    batch_index = batch_index.clamp(max=batch - 1)
+    counts = masks.new_zeros(batch).index_add(0, batch_index, words.amax(1).to(masks.dtype))
     losses = []
     for attention in probabilities:
         side = math.isqrt(attention.shape[2])

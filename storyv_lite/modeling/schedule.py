@@ -43,12 +43,15 @@ def snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, snr_gamma: float) -
     return snr.clamp(max=snr_gamma) / snr.clamp(min=1e-8)
 
 
-def spread_timesteps(scheduler: DDPMScheduler, batch_size: int, shift: float = 1.0) -> Tensor:
+def spread_timesteps(
+    scheduler: DDPMScheduler, batch_size: int, shift: float = 1.0, device: torch.device | str = "cpu"
+) -> Tensor:
     """Random timesteps (B,), one from each of B equally likely parts of the schedule: with less variance.
 
     Uniform at a `shift` of 1; above it noisier steps are likelier, by that factor at the noisiest
     (t = shift u / (1 + (shift - 1) u) for a uniform u: Esser et al., 2024).
     """
     steps = int(scheduler.config.num_train_timesteps)
-    parts = (torch.arange(batch_size) + torch.rand(batch_size)) / batch_size
+    places = torch.arange(batch_size, device=device)
+    parts = (places + torch.rand(batch_size, device=device)) / batch_size
     return (shift * parts / (1 + (shift - 1) * parts) * steps).long().clamp(max=steps - 1)

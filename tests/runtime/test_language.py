@@ -116,7 +116,8 @@ def test_a_saved_cache_goes_on_as_if_nothing_had_happened(model: Model, tmp_path
     cache = model.language.new_cache(400)
     model.language.read(story[:3], model.piece(3, query(CAPTIONS[0])), cache)
     cache.save(tmp_path / "context.safetensors")
-    loaded = KVCache.load(tmp_path / "context.safetensors", model.language.session, 400)
+    loaded = model.language.new_cache(400)
+    loaded.load(tmp_path / "context.safetensors")
     assert loaded.pieces == cache.pieces
     assert loaded.calls == cache.calls
     assert all(
@@ -132,12 +133,12 @@ def test_a_saved_cache_goes_on_as_if_nothing_had_happened(model: Model, tmp_path
 def test_a_damaged_saved_cache_is_refused(model: Model, tmp_path: Path) -> None:
     (tmp_path / "context.safetensors").write_bytes(b"no tensors at all")
     with pytest.raises(BundleError, match="no saved story context"):
-        KVCache.load(tmp_path / "context.safetensors", model.language.session, 400)
+        model.language.new_cache(400).load(tmp_path / "context.safetensors")
     cache = model.language.new_cache(400)
     model.language.read(finished(model, 3), model.piece(3, query(CAPTIONS[0])), cache)
     cache.save(tmp_path / "long.safetensors")
     with pytest.raises(BundleError, match="room for 20"):
-        KVCache.load(tmp_path / "long.safetensors", model.language.session, 20)
+        model.language.new_cache(20).load(tmp_path / "long.safetensors")
 
 
 def test_a_cache_never_grows_past_its_room(model: Model) -> None:

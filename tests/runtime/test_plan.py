@@ -12,7 +12,7 @@ from storyv_lite.bundle import PACKAGED, Bundle, Part, Variant
 from storyv_lite.components import Component
 from storyv_lite.errors import BudgetError
 from storyv_lite.memory import parse_bytes
-from storyv_lite.runtime.footprint import Demand, finish_bytes, footprint, kv_bytes_per_token
+from storyv_lite.runtime.footprint import Demand, finish_bytes, footprint
 from storyv_lite.runtime.phases import FINISH, LOAD, Choice, Place, footprints, used_components
 from storyv_lite.runtime.plan import Budget, MemoryPlan, make_plan, narrowed, ways
 from storyv_lite.runtime.residency import Residency
@@ -238,18 +238,23 @@ def test_of_several_bundles_the_widest_that_fits_is_taken() -> None:
     assert make_plan(both, demands, Budget(140 * MIB), PLACE)[0] is bundle
 
 
-def test_the_context_is_shortened_last_and_tiles_come_first() -> None:
+def test_the_context_is_shortened_last_and_narrowed_before() -> None:
     bundle = Bundle.open(PACKAGED, verify=False)
-    long = replace(DEMAND, frames=24, tokens=4000)
-    needed = make_plan([bundle], [long], Budget(), PLACE)[1]
-    with pytest.raises(BudgetError) as caught:
-        make_plan([bundle], [long], Budget(1), PLACE)
-    least = parse_bytes(caught.value.hint.split("`")[1].removeprefix("--ram "))
-    plan = make_plan([bundle], [long], Budget(least), PLACE)[1]
-    assert plan.choice.context is not None and plan.kv_bytes < needed.kv_bytes / 3
-    assert narrowed(bundle, plan.choice).model.context == plan.choice.context
-    narrow = make_plan([bundle], [long], Budget(least), PLACE, kv_widths=("fp32", "fp16", "int8"))[1]
-    assert narrow.choice.kv_width != "fp32" and (narrow.choice.context is None or narrow.demand.tokens > 1000)
+    long = replace(DEMAND, frames=24, tokens=2000)
+    ram, plans = make_plan([bundle], [long], Budget(), PLACE)[1].ram_bytes, []
+    while True:
+        try:
+            plans.append(make_plan([bundle], [long], Budget(ram), PLACE)[1])
+        except BudgetError:
+            break
+        ram -= MIB
+    shortened = [plan.choice.context is not None for plan in plans]
+    assert shortened == sorted(shortened) and shortened[-1]
+    narrow = [plan for plan in plans if plan.choice.kv_width != "fp32" and plan.choice.context is None]
+    assert narrow and narrow[0].kv_bytes <= plans[0].kv_bytes / 2
+    last = plans[-1]
+    assert last.kv_bytes < plans[0].kv_bytes / 2
+    assert narrowed(bundle, last.choice).model.context == last.choice.context
 
 
 def test_a_tile_that_was_asked_for_is_planned_with() -> None:
@@ -266,10 +271,14 @@ def test_a_tile_that_was_asked_for_is_planned_with() -> None:
     assert tiled.ram_bytes <= whole.ram_bytes
 
 
-def test_narrow_keys_and_values_take_fewer_bytes_per_token() -> None:
-    dims = Bundle.open(PACKAGED, verify=False).model.dimensions
-    sizes = [kv_bytes_per_token(dims, width) for width in ("fp32", "fp16", "int8")]
-    assert sizes[0] == 2 * 6 * 4 * 64 * 4 and sizes[1] * 2 == sizes[0] and sizes[1] > sizes[2]
+def test_narrow_keys_and_values_are_widened_while_they_are_read() -> None:
+    bundle = Bundle.open(PACKAGED, verify=False)
+    model, dims = bundle.variant(Component.LANGUAGE_MODEL), bundle.model.dimensions
+    wide, narrow = (
+        footprint(Component.LANGUAGE_MODEL, model, dims, DEMAND, kv_width=width).working
+        for width in ("fp32", "int8")
+    )
+    assert narrow - wide == DEMAND.tokens * 2 * 6 * 4 * 64 * 4
 
 
 def test_a_plan_is_json(tmp_path: Path) -> None:

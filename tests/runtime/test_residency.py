@@ -47,7 +47,7 @@ class Watched(OrtBackend):
 
 
 def plan_with(pipeline: StoryPipeline, ram: int) -> MemoryPlan:
-    demand = demand_of(pipeline.model, TOLD.captions, 3.0)
+    demand = demand_of(pipeline.model, TOLD.captions, 3.0, pipeline.bundle.model.context)
     return make_plan([pipeline.bundle], [demand], Budget(ram), Place(0))[1]
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from storyv_lite.bundle import Context
-from storyv_lite.runtime.context import RECENT, Finished, grow, reduce
+from storyv_lite.runtime.context import RECENT, Finished, grow, lasting, reduce
 
 
 def told(*names: str, tokens: int = 10) -> list[Finished]:
-    """Frames that name characters by their letters; a blank names nobody."""
-    return [Finished(tokens, frozenset(letters.strip())) for letters in names]
+    """Frames that name characters by their letters, and a place by an `@`; a blank names nobody."""
+    return [Finished(tokens, frozenset(letters.strip("@ ")), "@" in letters) for letters in names]
 
 
 def contexts(story: Sequence[Finished], query: int, limits: Context) -> list[tuple[int, ...]]:
@@ -40,6 +40,27 @@ def test_little_room_is_shared_by_the_latest_frames_and_the_introductions_of_tho
     assert reduce(story, 5, Context(tokens=1000, frames=4)) == (1, 14)
     assert reduce(story, 5, Context(tokens=1000, frames=7)) == (1, 2, 13, 14)
     assert reduce(story, 5, Context(tokens=1000, frames=12)) == (0, 1, 2, 10, 11, 12, 13, 14)
+
+
+def test_a_reduced_context_keeps_the_frame_that_named_a_place_last() -> None:
+    story = told("a@", "@", "b", "@", *"a" * 20)
+    assert reduce(story, 20, Context(tokens=1000, frames=16)) == (0, 2, 3, 18, 19, 20, 21, 22, 23)
+    assert reduce(story, 20, Context(tokens=1000, frames=4)) == (3, 23)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_kept_is_never_a_frame_that_was_left_for_good(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    story = told(*("abcdefgh"[rng.integers(8)] + "@ "[rng.integers(2)] for _ in range(300)))
+    limits, there = Context(tokens=200, frames=14), set[int]()
+    kept: tuple[int, ...] = ()
+    for count in range(len(story) + 1):
+        there |= {count - 1} if count else set()
+        before, kept = kept, grow(kept, story[:count], 20, limits)
+        assert there.issuperset(kept)
+        if kept[: len(before)] != before:
+            there = {*kept, *lasting(story[:count])}
+            assert len(there) < 30
 
 
 @pytest.mark.parametrize(("tokens", "kept"), [(31, (14,)), (30, ())])

@@ -167,8 +167,9 @@ def test_a_reduced_context_keeps_introductions_and_all_antecedents_of_its_target
     assert RECENT > WINDOW
     rng, reduced = np.random.default_rng(0), 0
     for seed in range(30):
-        names = tell(seed, 16, "train").names
-        kept = window(names, rng, drop_prob=1.0, context_frames=24)
+        telling = tell(seed, 16, "train")
+        names = telling.names
+        kept = window(names, telling.placed, rng, drop_prob=1.0, context_frames=24)
         frames = [frame for frame, _ in kept]
         assert frames == sorted(set(frames)) and frames[-1] == 15
         reduced += len(kept) < 16
@@ -186,15 +187,16 @@ def test_a_reduced_context_keeps_introductions_and_all_antecedents_of_its_target
 def test_a_long_story_is_read_in_training_as_it_is_in_drawing() -> None:
     rng, limits, reduced = np.random.default_rng(0), Context(tokens=4096, frames=24), 0
     for seed in range(20):
-        names = tell(seed, 50, "train").names
-        kept = window(names, rng, drop_prob=0.0, context_frames=24)
+        telling = tell(seed, 50, "train")
+        names, placed = telling.names, telling.placed
+        kept = window(names, placed, rng, drop_prob=0.0, context_frames=24)
         frames = [frame for frame, _ in kept]
         assert len(frames) <= 24
         begins = [frame for place, (frame, target) in enumerate(kept) if target and frame != place]
         if not begins:  # nothing was dropped before the first 24 frames
             continue
         reduced, begin = reduced + 1, begins[0]
-        story = [Finished(1, frozenset(shown)) for shown in names]
+        story = [Finished(1, frozenset(shown), place) for shown, place in zip(names, placed, strict=True)]
         assert tuple(frame for frame in frames if frame < begin) == reduce(story[:begin], 1, limits)
     assert reduced > 10
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,11 +14,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from storyv_lite.config import CharLDMStage, TrainConfig
 from storyv_lite.errors import BundleError
+from storyv_lite.modeling.attention import record_cross_attention
 from storyv_lite.modeling.autoencoder import ToonAutoencoder
 from storyv_lite.modeling.checkpoints import load_component, save_component
 from storyv_lite.modeling.fusion import Fusion
+from storyv_lite.modeling.schedule import build_scheduler
+from storyv_lite.modeling.unet import build_unet
 from storyv_lite.presets import load_config
-from storyv_lite.train import autoencoder, char_ldm, image_text, preview
+from storyv_lite.train import autoencoder, char_ldm, graphs, image_text, preview
 from storyv_lite.train.conditioning import Conditioner, load_text_tokenizer, with_portraits
 from storyv_lite.train.data import FrameSet
 from storyv_lite.train.image_text import NAMES
@@ -184,7 +188,8 @@ def test_the_reader_asks_for_what_the_caption_tells(earlier: Path) -> None:
 
 def test_the_reader_asks_nothing_of_empty_captions(earlier: Path) -> None:
     batch = batches_of(micro(uncondition_prob=1.0, train_batch_size=2), earlier)(0)
-    assert float(char_ldm.Reader(8)(torch.ones(*batch.inputs.input_ids.shape, 8), batch)) == 0.0
+    asked = char_ldm.Reader(8)(torch.ones(*batch.inputs.input_ids.shape, 8), batch)
+    assert float(asked.detach()) == 0.0
 
 
 def test_a_batch_is_a_function_of_its_step(earlier: Path) -> None:
@@ -312,3 +317,50 @@ def test_an_interrupted_training_ends_with_the_same_weights(fresh: Callable[[str
 def test_training_without_the_earlier_stages_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is missing"):
         char_ldm.train(micro(), tmp_path)
+
+
+def objective_of(out: Path, config: TrainConfig) -> char_ldm.Objective:
+    torch.manual_seed(1)
+    shape, text = config.model, load_component(out / "text_encoder")
+    unet = build_unet(shape.unet, shape.autoencoder.latent_channels, shape.text.hidden_size)
+    conditioner = Conditioner(text, load_component(out / "vision_encoder"), Fusion(shape.text.hidden_size))
+    reader, scheduler = char_ldm.Reader(shape.text.hidden_size), build_scheduler(shape.unet)
+    recorders = record_cross_attention(unet)
+    return char_ldm.Objective(config.char_ldm, conditioner, reader, unet, scheduler, recorders)
+
+
+def filled_up(batches: char_ldm.Batches, step: int) -> char_ldm.Batch:
+    return batches(step).filled_up(len(batches.portraits), batches.config.model.vision.image_size)
+
+
+def test_a_batch_filled_up_has_one_shape_and_the_same_losses_and_gradients(earlier: Path) -> None:
+    config = micro(train_batch_size=6, uncondition_prob=0.3)
+    batches, objective = batches_of(config, earlier), objective_of(earlier, config)
+    learns = [*objective.unet.parameters(), *objective.conditioner.fusion.parameters()]
+    found: list[tuple[dict[str, torch.Tensor], list[torch.Tensor | None]]] = []
+    for batch in (batches(2), filled_up(batches, 2)):
+        torch.manual_seed(0)
+        losses = objective(batch)
+        assert set(losses) == {"loss", "denoising", "attention", "reading"}
+        found.append((losses, list(torch.autograd.grad(losses["loss"], learns, allow_unused=True))))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+    first, second = (graphs.tensors(filled_up(batches, step)) for step in (3, 4))
+    assert [x.shape for x in first] == [x.shape for x in second]
+
+
+def test_a_step_on_a_filled_up_batch_reads_nothing_back(
+    earlier: Path, recordable: AbstractContextManager[object]
+) -> None:
+    config = micro(train_batch_size=4, mask_loss_prob=0.5)
+    batches, objective = batches_of(config, earlier), objective_of(earlier, config)
+    objective(filled_up(batches, 0))  # the schedule comes to the device once
+    batch = filled_up(batches, 1)
+    with recordable:
+        objective(batch)["loss"].backward()  # type: ignore[no-untyped-call]
+
+
+def test_a_batch_with_more_names_than_room_is_refused(earlier: Path) -> None:
+    batch = batches_of(micro(uncondition_prob=0.0, text_only_prob=0.0, train_batch_size=4), earlier)(0)
+    crowded = replace(batch, who=torch.zeros(13, dtype=torch.long))
+    with pytest.raises(ValueError, match="13 names"):
+        crowded.filled_up(len(NAMES), 32)

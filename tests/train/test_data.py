@@ -24,6 +24,25 @@ def test_frames_are_drawn_when_first_asked_for_and_kept(tmp_path: Path) -> None:
     assert np.array_equal(again.pixels[2], draw.render(frames.scenes[2], 64).image)
 
 
+def test_all_frames_drawn_at_once_are_the_same_frames(tmp_path: Path) -> None:
+    frames, one_by_one = small(tmp_path / "a"), small(tmp_path / "b")
+    frames.fill(np.array([3]))
+    frames.fill_all()
+    one_by_one.fill(np.arange(6))
+    assert frames.drawn.all()
+    assert np.array_equal(frames.pixels, one_by_one.pixels)
+    assert np.array_equal(frames.masks, one_by_one.masks)
+
+
+def test_a_process_that_fails_to_draw_ends_the_drawing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = small(tmp_path / "a")
+    monkeypatch.setattr(draw, "render", None)
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        frames.fill_all()
+
+
 def test_equal_seeds_give_equal_frames_and_splits_differ(tmp_path: Path) -> None:
     everything = np.arange(6)
     first, second = small(tmp_path / "a").pictures(everything), small(tmp_path / "b").pictures(everything)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from storyv_lite.config import StageConfig
-from storyv_lite.errors import BundleError
+from storyv_lite.errors import BundleError, ConfigError
 from storyv_lite.modeling.autoencoder import ToonAutoencoder
 from storyv_lite.modeling.checkpoints import load_component, read_checkpoint
 from storyv_lite.train.loop import STOP, learning_rate, run_stage, step_rng
@@ -45,6 +45,7 @@ def run(
     minutes: float | None = None,
     width: int = 32,
     sample: Callable[[Path], None] | None = None,
+    lost_from: int | None = None,
 ) -> tuple[StageProgress, dict[str, Tensor]]:
     torch.manual_seed(0)
     model = ToonAutoencoder(4, (width,), (1,), 4, 4)
@@ -57,6 +58,8 @@ def run(
     def compute_loss(batch: Tensor, step: int) -> dict[str, Tensor]:
         posterior = model.encode(batch).latent_dist
         error = model.decode(posterior.sample()).sample.float() * scale.weight - batch  # sampling is random
+        if lost_from is not None and step >= lost_from:
+            error = error * torch.inf
         return {"loss": error.square().mean(), "kl": posterior.kl().mean()}
 
     progress = run_stage(
@@ -184,3 +187,17 @@ def test_a_signal_during_the_last_save_is_told_to_who_runs_the_stages(tmp_path: 
         tmp_path, sample=lambda path: os.kill(os.getpid(), signal.SIGTERM) if "12" in path.name else None
     )
     assert progress.done and STOP.is_set()
+
+
+@pytest.mark.parametrize("lost_from", [5, 7])
+def test_a_training_that_diverges_stops_and_what_was_saved_before_is_kept(
+    tmp_path: Path, lost_from: int
+) -> None:
+    with pytest.raises(ConfigError, match="`stage` diverged between steps . and .: its loss is") as fault:
+        run(tmp_path, lost_from=lost_from)
+    assert "--set stage.learning_rate=0.0005" in fault.value.hint
+    assert read_checkpoint(tmp_path)["stages"]["stage"]["steps"] == 4
+    healed, _ = run(tmp_path)
+    assert healed.done
+    weights = load_component(tmp_path / "autoencoder").state_dict().values()
+    assert all(weight.isfinite().all() for weight in weights)
