@@ -86,9 +86,9 @@ class Journal:
         found: list[str] = []
         then = {**self.made_with, **self.made_with.get("versions", {})}
         flat = {**now, **now["versions"]}
-        for name in sorted(flat.keys() - {"versions"}):
-            if then.get(name) != flat[name]:
-                found.append(f"{name} {then.get(name)} then, {flat[name]} now")
+        for name in sorted((then.keys() | flat.keys()) - {"versions", "plan"}):
+            if then.get(name) != flat.get(name):
+                found.append(f"{name} {then.get(name)} then, {flat.get(name)} now")
         return found
 
     def write(self, folder: Path) -> None:
@@ -171,6 +171,10 @@ def _from_receipt(content: bytes) -> Journal:
     for record in frames.values():
         record.pop("file", None)
     made_with = {name: receipt[name] for name in ("versions", "threads")}
+    if receipt.get("tile"):
+        made_with["tile"] = receipt["tile"]
+    if receipt.get("plan"):
+        made_with["plan"] = {name: receipt["plan"][name] for name in ("choice", "budget")}
     return Journal(
         receipt.get("title", story.title),
         story,

@@ -1,10 +1,12 @@
-"""A bundle's components as verbs: what each one turns into what, loaded when it is first needed.
+"""A bundle's components as verbs: what each one turns into what, loaded when it is needed.
 
 Knows names and shapes of inputs and outputs; not the order in which a story needs them.
 """
 
 import hashlib
+from collections.abc import Collection, Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +15,14 @@ from storyv_lite.bundle import Bundle
 from storyv_lite.checkpoint import TORCH
 from storyv_lite.components import Component
 from storyv_lite.prompt import Segment
-from storyv_lite.runtime.backends.base import Backend, Session
+from storyv_lite.runtime.backends.base import Backend, Session, Tensors
 from storyv_lite.runtime.context_size import bytes_per_token, computed_width, stored_width
 from storyv_lite.runtime.images import Pixels, pixel_values, read_portrait, to_pixels
 from storyv_lite.runtime.kv_cache import Piece
 from storyv_lite.runtime.language import Language, make_piece
+from storyv_lite.runtime.residency import Residency
 from storyv_lite.runtime.soundness import check_sound
+from storyv_lite.runtime.tiles import decode_tiles
 from storyv_lite.runtime.token_table import open_table
 from storyv_lite.runtime.tokenizer import LanguageTokenizer, TextTokenizer, mentions
 
@@ -28,29 +32,26 @@ Floats = NDArray[np.float32]
 class Model:
     """The components of one bundle on one backend."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, kept: Collection[Component] | None = None) -> None:
+        """`kept` stay loaded once they are; None: all of them."""
         self.bundle = bundle
         self.backend = backend
         self.dims = bundle.model.dimensions
-        self._sessions: dict[Component, Session] = {}
+        self.residency = Residency(bundle, backend, kept)
 
     def session(self, component: Component) -> Session:
-        """The loaded component; raises `BundleError` or `BackendError`."""
-        if component not in self._sessions:
-            self._sessions[component] = self.backend.open(self.bundle, component)
-        return self._sessions[component]
+        """The component, loaded until `close`; raises `BundleError` or `BackendError`."""
+        return self.residency.load(component)
 
     def close(self) -> None:
         """Unload every component; the next verb loads what it needs again."""
-        for session in self._sessions.values():
-            session.close()
-        self._sessions.clear()
+        self.residency.close()
         self.__dict__.pop("language", None)
 
     def text_states(self, caption: str) -> Floats:
         """A plain caption as conditioning, (1, text_tokens, cross_attention_dim)."""
         ids = self.text_tokenizer.encode(caption).ids
-        states: Floats = self.session(Component.TEXT_ENCODER).run({"input_ids": ids})["hidden_states"]
+        states: Floats = self._run(Component.TEXT_ENCODER, {"input_ids": ids})["hidden_states"]
         return states
 
     @cached_property
@@ -65,24 +66,27 @@ class Model:
         if not encoded.names:
             return states
         pixels = [self._portrait(name) for name in encoded.names]
-        encoder = self.session(Component.CHARACTER_ENCODER)
-        embeds = encoder.run({"pixel_values": np.concatenate(pixels)})["image_embeds"]
+        feed = {"pixel_values": np.concatenate(pixels)}
+        embeds = self._run(Component.CHARACTER_ENCODER, feed)["image_embeds"]
         inputs = {"hidden_states": states, "image_embeds": embeds, "positions": encoded.positions}
-        fused: Floats = self.session(Component.FUSION).run(inputs)["fused_states"]
+        fused: Floats = self._run(Component.FUSION, inputs)["fused_states"]
         return fused
 
     def map(self, image_states: Floats) -> Floats:
         """States of the [IMG] tokens (image_tokens, hidden) as conditioning (1, text_tokens, width)."""
-        mapped = self.session(Component.MAPPER).run({"image_states": image_states[None]})
+        mapped = self._run(Component.MAPPER, {"image_states": image_states[None]})
         conditioning: Floats = mapped["encoder_hidden_states"]
         return conditioning
 
-    def decode(self, latents: Floats) -> Pixels:
-        """Latents (1, channels, size, size) as a picture (H, W, 3).
+    def decode(self, latents: Floats, tile: int = 0) -> Pixels:
+        """Latents (1, channels, size, size) as a picture (H, W, 3); in tiles of `tile` cells, 0 for whole.
 
         Raises `FrameError` when it holds NaN or is of one colour.
         """
-        image = self.session(Component.VAE_DECODER).run({"latents": latents})["image"]
+        with self.residency.use(Component.VAE_DECODER) as decoder:
+            image = decode_tiles(
+                lambda part: decoder.run({"latents": part})["image"], latents, tile or self.dims.latent_size
+            )
         check_sound(Component.VAE_DECODER, image)
         pixels = to_pixels(image)
         check_sound(Component.VAE_DECODER, pixels)
@@ -91,7 +95,7 @@ class Model:
     def look(self, image: Pixels) -> Floats:
         """The pixels of a finished frame as visual tokens (visual_tokens, hidden)."""
         pixels = pixel_values(image, self.dims.vision_image_size)
-        tokens = self.session(Component.VISION_ENCODER).run({"pixel_values": pixels})["visual_tokens"]
+        tokens = self._run(Component.VISION_ENCODER, {"pixel_values": pixels})["visual_tokens"]
         first: Floats = tokens[0]
         return first
 
@@ -123,8 +127,7 @@ class Model:
     @cached_property
     def language(self) -> Language:
         """The language model, its token table memory-mapped."""
-        session = self.backend.open_language_model(self.bundle)
-        self._sessions[Component.LANGUAGE_MODEL] = session
+        session = self.residency.language_session()
         table = self.bundle.variant(Component.TOKEN_EMBEDDING, "table").parts[0].file
         rows = open_table(self.bundle.file(table), self.dims.vocab_size, self.dims.hidden_size)
         width, model = computed_width(self.backend.precision, self.backend.device), self.language_sha256
@@ -143,6 +146,10 @@ class Model:
         used = variant(Component.LANGUAGE_MODEL, graphs), variant(Component.TOKEN_EMBEDDING, "table")
         hashes = [digest for one in used for part in one.parts for digest in (part.sha256, part.data_sha256)]
         return hashlib.sha256(" ".join([self.backend.precision, *filter(None, hashes)]).encode()).hexdigest()
+
+    def _run(self, component: Component, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+        with self.residency.use(component) as session:
+            return session.run(inputs)
 
     def _portrait(self, name: str) -> Floats:
         return pixel_values(read_portrait(self.bundle.file(self.cast[name])), self.dims.vision_image_size)

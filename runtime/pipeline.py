@@ -19,15 +19,21 @@ from storyv_lite.bundle import Bundle, Context, find_bundle
 from storyv_lite.checkpoint import find_checkpoint, open_checkpoint
 from storyv_lite.components import Component
 from storyv_lite.errors import ConfigError, StoryError
+from storyv_lite.memory import take_peak
 from storyv_lite.runtime.backends import open_backend, open_torch_backend
 from storyv_lite.runtime.backends.base import Backend
 from storyv_lite.runtime.context_size import parse_tokens
 from storyv_lite.runtime.denoiser import Conditioning, draw_latents, frame_generator
+from storyv_lite.runtime.footprint import WIDE
 from storyv_lite.runtime.images import Pixels
+from storyv_lite.runtime.latents import LatentStore
 from storyv_lite.runtime.model import Model
+from storyv_lite.runtime.phases import LOAD
+from storyv_lite.runtime.plan import MemoryPlan, narrowed
 from storyv_lite.runtime.schedulers import NoiseSchedule, SamplerTable, sampler_table
 from storyv_lite.runtime.soundness import check_sound
 from storyv_lite.runtime.story_context import Reading, StoryContext, check_room
+from storyv_lite.runtime.tiles import check_tile
 from storyv_lite.story import Caption, Story
 
 CONTEXTS = ("interleaved", "captions", "none")  # what a frame is drawn after; all but the first for measuring
@@ -46,6 +52,7 @@ class Frame:
     seed: int
     conditioning: str  # "story": by the language model | "portraits": the caption fused with its characters
     timings_ms: dict[str, float]  # per phase; loading a component counts in the phase that needs it first
+    peaks: dict[str, int]  # per phase, the most bytes the process held; empty where the system cannot say
     reading: Reading  # what the language model read for it, and behind what
 
     @property
@@ -93,27 +100,48 @@ class Settings:
 
 @dataclass
 class _Clock:
-    """Milliseconds per phase of one frame."""
+    """Milliseconds and peak bytes per phase of one frame."""
 
     timings_ms: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
+        take_peak()  # what was before is no part of the phase
         start = time.perf_counter()
         yield
         self.timings_ms[phase] = (time.perf_counter() - start) * 1000
+        if (peak := take_peak()) is not None:
+            self.peaks[phase] = peak
 
 
 class StoryPipeline:
     """A bundle on a device, ready to draw stories."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, reason: str = "given", batched: bool = True) -> None:
-        """`reason` says why this bundle; without `batched` guidance takes two passes and half the memory."""
+    def __init__(
+        self, bundle: Bundle, backend: Backend, reason: str = "given", batched: bool = True, tile: int = 0
+    ) -> None:
+        """`reason` says why this bundle; without `batched` guidance takes two passes and half the memory.
+
+        Latents of more than `tile` cells are decoded in tiles, seams blended; 0 decodes pictures whole.
+        Raises `ConfigError`.
+        """
+        check_tile(tile)
         self.bundle = bundle
         self.backend = backend
         self.reason = reason
         self.batched = batched
+        self.tile = tile
         self.model = Model(bundle, backend)
+        self.plan: MemoryPlan | None = None
+
+    def obey(self, plan: MemoryPlan) -> None:
+        """Load, unload, guide and decode as planned from now on. What is loaded is unloaded."""
+        self.close()
+        self.plan = plan
+        self.bundle = narrowed(self.bundle, plan.choice)
+        self.batched, self.tile = plan.choice.batched, plan.choice.tile
+        self.model = Model(self.bundle, self.backend, plan.choice.kept if plan.budget.limited else None)
 
     @classmethod
     def from_bundle(
@@ -123,13 +151,14 @@ class StoryPipeline:
         threads: int | None = None,
         batched: bool = True,
         provider: str = "auto",
+        tile: int = 0,
     ) -> "StoryPipeline":
         """Open a bundle: `path`, else the newest in `./bundles`, else the one that ships.
 
         Every file is verified. Raises `BundleError` and `BackendError`.
         """
         found, reason = find_bundle(path)
-        return cls(Bundle.open(found), open_backend(device, threads, provider), reason, batched)
+        return cls(Bundle.open(found), open_backend(device, threads, provider), reason, batched, tile)
 
     @classmethod
     def from_checkpoint(
@@ -139,6 +168,7 @@ class StoryPipeline:
         precision: str | None = None,
         threads: int | None = None,
         batched: bool = True,
+        tile: int = 0,
     ) -> "StoryPipeline":
         """Draw with a checkpoint as it is, by PyTorch; `path` may be a name in `./checkpoints`.
 
@@ -146,7 +176,7 @@ class StoryPipeline:
         `MissingDependency`, `ConfigError`, `BundleError` and `BackendError`.
         """
         found, backend = find_checkpoint(path), open_torch_backend(device, precision, threads)
-        return cls(open_checkpoint(found), backend, "asked for", batched)
+        return cls(open_checkpoint(found), backend, "asked for", batched, tile)
 
     def draw(
         self,
@@ -157,6 +187,7 @@ class StoryPipeline:
         on_progress: OnProgress | None = None,
         context: str = "interleaved",
         finished: Iterable[Pixels | None] = (),
+        latents: LatentStore | None = None,
         context_size: str | int | None = None,
         kv_cache: str | None = None,
     ) -> Iterator[Frame]:
@@ -166,6 +197,9 @@ class StoryPipeline:
         are looked at and read as they were when they had just been drawn, so that the language model comes
         to the same states bit for bit; the frames behind them are drawn. None is a frame that failed: it is
         neither read nor remembered.
+
+        Into `latents` goes what was drawn before it is decoded; a frame that is found there is not drawn, but
+        decoded.
 
         `context` is for measuring what it is worth: "captions" keeps the pictures of finished frames from the
         language model, "none" draws every frame by itself, from its caption and the portraits.
@@ -179,7 +213,7 @@ class StoryPipeline:
         if context not in CONTEXTS:
             raise ConfigError(f"there is no context `{context}`", hint=f"contexts are {', '.join(CONTEXTS)}")
         told = on_progress or (lambda progress: None)
-        return self._frames(story.captions, settings, self._table(settings), told, context, finished)
+        return self._frames(story.captions, settings, self._table(settings), told, context, finished, latents)
 
     def settings(
         self,
@@ -201,6 +235,8 @@ class StoryPipeline:
         steps = default.num_inference_steps if num_inference_steps is None else num_inference_steps
         token_bytes = self.model.token_bytes(kv_cache)
         tokens = parse_tokens(context_size, token_bytes) if isinstance(context_size, str) else context_size
+        if kv_cache is None and self.plan is not None and self.plan.choice.kv_width != WIDE:
+            kv_cache = self.plan.choice.kv_width
         return Settings(
             seed, default.name, steps, float(guidance), default.timestep_spacing, tokens, kv_cache
         )
@@ -248,8 +284,13 @@ class StoryPipeline:
         told: OnProgress,
         known: str,
         finished: Iterable[Pixels | None],
+        saved: LatentStore | None,
     ) -> Iterator[Frame]:
         """The loop of specification D.1; a picture is looked at once, when the next frame needs it."""
+        loading = _Clock()
+        if self.plan is not None and self.plan.choice.prewarm:
+            with loading(LOAD):
+                self.model.residency.prewarm()
         limits = self.limits(settings)
         context = StoryContext(self.model, captions, known == "interleaved", limits, settings.kv_cache)
         there = iter(finished)
@@ -258,7 +299,7 @@ class StoryPipeline:
             image = next(there, _TO_DRAW)
             if image is None:
                 continue
-            clock = _Clock()
+            clock, loading = loading, _Clock()
             told(Progress(index, len(captions), "read"))
             if latest is not None and known != "none":
                 with clock("look"):
@@ -269,19 +310,26 @@ class StoryPipeline:
                     states, reading = context.read(index, caption.text)
                     check_sound(Component.LANGUAGE_MODEL, states)
             if image is _TO_DRAW:
-                with clock("portraits" if states is None else "map"):
-                    story = self.model.portraits(caption.text) if states is None else self.model.map(states)
-                    check_sound(Component.FUSION if states is None else Component.MAPPER, story)
-                with clock("text"):
-                    conditioning = self._conditioning(caption.text, story)
                 seed = settings.seed if caption.seed is None else caption.seed
-                with clock("draw"):
-                    latents = self._draw(conditioning, settings, table, seed, index, len(captions), told)
+                latents = saved.get(index) if saved else None
+                if latents is None:
+                    with clock("portraits" if states is None else "map"):
+                        story = (
+                            self.model.portraits(caption.text) if states is None else self.model.map(states)
+                        )
+                        check_sound(Component.FUSION if states is None else Component.MAPPER, story)
+                    with clock("text"):
+                        conditioning = self._conditioning(caption.text, story)
+                    with clock("draw"):
+                        latents = self._draw(conditioning, settings, table, seed, index, len(captions), told)
+                    if saved:
+                        saved.put(index, latents)
                 told(Progress(index, len(captions), "decode"))
                 with clock("decode"):
-                    image = self.model.decode(latents)
-                kind, times = "portraits" if states is None else "story", clock.timings_ms
-                yield Frame(index, image, caption.text, seed, kind, times, reading)
+                    image = self.model.decode(latents, self.tile)
+                kind = "portraits" if states is None else "story"
+                times, peaks = clock.timings_ms, clock.peaks
+                yield Frame(index, image, caption.text, seed, kind, times, peaks, reading)
             latest = index, image
 
     def _conditioning(self, caption: str, story: NDArray[np.float32]) -> Conditioning:
@@ -302,16 +350,17 @@ class StoryPipeline:
         told: OnProgress,
     ) -> NDArray[np.float32]:
         dims = self.bundle.model.dimensions
-        latents = draw_latents(
-            self.model.session(Component.UNET),
-            table,
-            conditioning,
-            settings.guidance_scale,
-            frame_generator(seed, index),
-            (dims.latent_channels, dims.latent_size, dims.latent_size),
-            self.batched,
-            lambda step, steps: told(Progress(index, frames, "draw", step, steps)),
-        )
+        with self.model.residency.use(Component.UNET) as unet:
+            latents = draw_latents(
+                unet,
+                table,
+                conditioning,
+                settings.guidance_scale,
+                frame_generator(seed, index),
+                (dims.latent_channels, dims.latent_size, dims.latent_size),
+                self.batched,
+                lambda step, steps: told(Progress(index, frames, "draw", step, steps)),
+            )
         check_sound(Component.UNET, latents)
         return latents
 

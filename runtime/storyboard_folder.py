@@ -11,7 +11,7 @@ import json
 import platform
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -26,13 +26,16 @@ from PIL import Image
 from storyv_lite import __version__
 from storyv_lite.checkpoint import TORCH
 from storyv_lite.errors import StoryVError
-from storyv_lite.memory import format_bytes, resident_memory
+from storyv_lite.memory import format_bytes, resident_memory, take_peak
 from storyv_lite.runtime.backends.base import Backend
 from storyv_lite.runtime.context_size import stored_width
 from storyv_lite.runtime.disk import link_file, write_file
 from storyv_lite.runtime.images import Pixels, png
 from storyv_lite.runtime.journal import JOURNAL, RECEIPT, Journal, Record
+from storyv_lite.runtime.latents import SavedLatents
+from storyv_lite.runtime.phases import FINISH, PHASE_OF
 from storyv_lite.runtime.pipeline import Frame, OnProgress, Settings, StoryPipeline
+from storyv_lite.runtime.plan import Budget, kept_plan, ways
 from storyv_lite.runtime.storyboard import Panel, blank, page, sheet
 from storyv_lite.runtime.takes import captions_at, overdrawn, run
 from storyv_lite.story import Story
@@ -47,12 +50,16 @@ def new_journal(story: Story, title: str, pipeline: StoryPipeline, settings: Set
     bundle = {"name": pipeline.bundle.name, "sha256": pipeline.bundle.sha256}
     if pipeline.backend.name == TORCH:
         bundle["precision"] = pipeline.backend.precision
-    return Journal(title, story, asdict(settings), bundle, made_with(pipeline.backend))
+    return Journal(title, story, asdict(settings), bundle, made_with(pipeline))
 
 
-def made_with(backend: Backend) -> dict[str, Any]:
+def made_with(pipeline: StoryPipeline) -> dict[str, Any]:
     """What the bytes of a picture may depend on beside story, settings and bundle."""
-    return {"versions": _versions(backend), "threads": backend.threads, "provider": backend.provider}
+    backend = pipeline.backend
+    made = {"versions": _versions(backend), "threads": backend.threads, "provider": backend.provider}
+    if pipeline.plan is not None:
+        made |= {"plan": kept_plan(pipeline.plan), **ways(pipeline.plan, pipeline.bundle)}
+    return made | ({"tile": pipeline.tile} if pipeline.tile else {})
 
 
 class StoryboardFolder:
@@ -62,12 +69,15 @@ class StoryboardFolder:
         self.folder = folder
         self.journal = journal
         self.pipeline = pipeline
+        self._latents = SavedLatents(folder, self._key)
+        self._peaks: dict[str, int] = {}  # of this run: bytes at most, by the plan's phases
 
     def begin(self) -> None:
         """Put a new journal in place, then remove what an earlier story left here, and nothing else."""
         self.journal.write(self.folder)
         for name in (RECEIPT, SHEET, PAGE):
             (self.folder / name).unlink(missing_ok=True)
+        self._latents.clear()
         self._settle_names()
 
     def go_on(self, retry: bool, resumed: bool) -> list[int]:
@@ -117,6 +127,7 @@ class StoryboardFolder:
                 settings["guidance_scale"],
                 told,
                 finished=self._pictures(first),
+                latents=self._latents,
                 context_size=settings["context_tokens"],
                 kv_cache=settings["kv_cache"],
             )
@@ -138,8 +149,10 @@ class StoryboardFolder:
 
         A branch gets a page that shows the frames beside it, and no sheet: it shall be small.
         """
+        if self.pipeline.plan is not None and self.pipeline.plan.budget.limited:
+            self.pipeline.close()
+        take_peak()
         panels = [self._panel(frame) for frame in range(len(self.journal.story.captions))]
-        receipt = self._receipt(seconds)
         names = None
         if self.journal.branch_of:
             names = [self._name(frame) for frame in range(len(panels))]
@@ -147,8 +160,11 @@ class StoryboardFolder:
             board = io.BytesIO()
             sheet(self.journal.title, panels).save(board, "PNG")
             write_file(self.folder / SHEET, board.getvalue())
+        receipt = self._receipt(seconds)
         content = page(self.journal.title, panels, self._details(receipt), names)
         write_file(self.folder / PAGE, content.encode())
+        self._note_peaks({FINISH: take_peak() or 0})
+        receipt |= {"memory_bytes": asdict(resident_memory()), "plan": self.measured_plan()}
         write_file(self.folder / RECEIPT, (json.dumps(receipt, indent=1, ensure_ascii=False) + "\n").encode())
         (self.folder / JOURNAL).unlink(missing_ok=True)
         return receipt
@@ -178,12 +194,15 @@ class StoryboardFolder:
             "tokens_read": frame.tokens_read,
             "context_frames": [index + 1 for index in frame.context],
             "reduced_context": frame.reduced,
+            "peak_bytes": frame.peaks,
             "dropped_frames": [index + 1 for index in frame.reading.dropped],
             "rebuilt_context": frame.reading.rebuilt,
             "tokens_in_cache": frame.reading.tokens_in_cache,
             "timings_ms": {phase: round(value, 1) for phase, value in frame.timings_ms.items()},
         }
+        self._note_peaks(frame.peaks)
         self.journal = self.journal.append(self.folder, record)
+        self._latents.drop(frame.index)
         return record
 
     def _failed(self, fault: Exception) -> Record:
@@ -193,6 +212,15 @@ class StoryboardFolder:
         record = {"frame": take.frame + 1, "seed": seed, "caption": take.caption.text, "error": reason}
         self.journal = self.journal.append(self.folder, record)
         return record
+
+    def _key(self) -> str:
+        """What decides the latents of the take at hand: everything before it, and itself."""
+        journal, take = self.journal, self.journal.pending[0]
+        before = [record.get("sha256", "") for record in journal.records]
+        now = [take.frame, take.caption.text, take.caption.seed, before]
+        made = {name: value for name, value in made_with(self.pipeline).items() if name != "plan"}
+        known = [journal.bundle, journal.settings, made, *now]
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     def _name(self, frame: int) -> str:
         digits = max(2, len(str(len(self.journal.story.captions))))
@@ -250,12 +278,14 @@ class StoryboardFolder:
             "backend": {"name": backend.name, "precision": backend.precision},
             "device": {"device": backend.device, "provider": backend.provider, "chosen": backend.reason},
             "threads": backend.threads,
+            "tile": self.pipeline.tile,
             "machine": f"{platform.system()} {platform.machine()}",
             "versions": _versions(backend),
             "unknown_words": list(self.pipeline.unknown_words(self.journal.story)),
             "seconds": round(seconds, 2),
             "context": self._context(),
             "memory_bytes": asdict(resident_memory()),
+            "plan": self.measured_plan(),
             "resumed": list(self.journal.resumed),
             "branch_of": self.journal.branch_of,
             "frames": [
@@ -264,6 +294,21 @@ class StoryboardFolder:
                 if record is not None
             ],
         }
+
+    def _note_peaks(self, peaks: Mapping[str, int]) -> None:
+        for phase, peak in peaks.items():
+            name = PHASE_OF.get(phase, phase)
+            self._peaks[name] = max(self._peaks.get(name, 0), peak)
+
+    def measured_plan(self) -> dict[str, Any] | None:
+        """The plan, with what was measured beside what was planned; of the phases of this run."""
+        plan = self.pipeline.plan
+        if plan is None:
+            return None
+        whole = plan.as_dict()
+        for phase in whole["phases"]:
+            phase["measured_bytes"] = self._peaks.get(phase["name"]) or None
+        return whole
 
     def _context(self) -> dict[str, Any]:
         """What the language model may hold of a story, what it held, and how often it was read anew."""
@@ -291,6 +336,10 @@ class StoryboardFolder:
             words += ["--bundle", bundle.name]
         words += ["--seed", str(settings["seed"]), "--steps", str(settings["num_inference_steps"])]
         words += ["--guidance", str(settings["guidance_scale"]), "--device", backend.device]
+        words += ["--tile", str(self.pipeline.tile)] if self.pipeline.tile else []
+        budget = self.pipeline.plan.budget if self.pipeline.plan else Budget()
+        for flag, given in (("--ram", budget.ram), ("--vram", budget.vram)):
+            words += [flag, f"{given}B"] if given else []
         for option, name in (("--context-size", "context_tokens"), ("--kv-cache", "kv_cache")):
             words += [] if settings[name] is None else [option, str(settings[name])]
         return shlex.join(words)

@@ -56,17 +56,45 @@ class ResidentMemory:
     anonymous: int | None  # its own pages now: weights, buffers, heap
     file: int | None  # pages of files it maps now; the system can drop these
 
+    @property
+    def now(self) -> int | None:
+        """Everything it holds now."""
+        return None if self.anonymous is None or self.file is None else self.anonymous + self.file
 
-def resident_memory(status: Path = Path("/proc/self/status")) -> ResidentMemory:
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_earlier = 0  # the highest peak that `take_peak` has taken: the system has forgotten it
+
+
+def resident_memory() -> ResidentMemory:
     """Read this process's counters: `VmHWM`, `RssAnon` and `RssFile` on Linux, the peak alone on macOS."""
-    if status.exists():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        return ResidentMemory(*(_kilobytes(fields.get(name)) for name in ("VmHWM", "RssAnon", "RssFile")))
+    if _STATUS.exists():
+        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+        peak, *now = (_kilobytes(fields.get(name)) for name in ("VmHWM", "RssAnon", "RssFile"))
+        return ResidentMemory(peak and max(peak, _earlier), *now)
     if sys.platform == "darwin":
         import resource
 
         return ResidentMemory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, None, None)
     return ResidentMemory(None, None, None)
+
+
+def take_peak() -> int | None:
+    """The most this process held since the last call, or since its start; None where Linux cannot say.
+
+    The system's counter begins anew with it; `resident_memory` still knows the peak of the whole process.
+    """
+    global _earlier
+    if not _STATUS.exists():
+        return None
+    line = next((line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")), None)
+    try:
+        _CLEAR.write_text("5")  # sets the peak to what is resident now
+    except OSError:
+        return None
+    peak = _kilobytes(line and line.split(":", 1)[1])
+    _earlier = max(_earlier, peak or 0)
+    return peak
 
 
 def _kilobytes(field: str | None) -> int | None:
@@ -108,6 +136,12 @@ def return_freed_memory() -> None:
     by layer then holds every layer's scratch to the end (measured: 250 to 400 MiB instead of 90 for 200 MB).
     """
     _mallopt({-3: 2**18})  # M_MMAP_THRESHOLD, which setting keeps from growing
+
+
+def give_back_freed_memory() -> None:
+    """Give back what glibc keeps of small freed blocks; an unloaded model leaves thousands of them."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _mallopt(parameters: Mapping[int, int]) -> None:

@@ -8,9 +8,11 @@ old ones (past and present are bound to the same memory). Graphs that concatenat
 cache is copied on every read, and two copies exist for a moment.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,13 @@ from storyv_lite.errors import BackendError, BundleError
 from storyv_lite.memory import usable_cores
 from storyv_lite.runtime.backends import providers
 from storyv_lite.runtime.backends.base import CacheStorage, Session, Tensors
+from storyv_lite.runtime.backends.free_size import free_size
 
 MAX_THREADS = 16  # more of them wait for each other longer than they work
 # 8-bit weights before a product are not widened but multiplied in blocks, with activations in 8 bits too: the
 # library's default today, said here because pictures depend on it (docs/decisions/0024).
 WIDENED_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "4")
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph given as bytes
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -65,16 +69,23 @@ class OrtBackend:
 
     def _parts(self, bundle: Bundle, component: Component) -> list[ort.InferenceSession]:
         variant = bundle.variant(component)
-        sessions = [self._session(bundle, part) for part in _paths(bundle, variant)]
+        # providers that build engines build them for the size that a graph says
+        free = component is Component.VAE_DECODER and self._asked in ("cpu", "cuda")
+        sessions = [self._session(bundle, part, free) for part in _paths(bundle, variant)]
         _check_names(bundle, component, sessions)
         return sessions
 
-    def _session(self, bundle: Bundle, path: str) -> ort.InferenceSession:
+    def _session(self, bundle: Bundle, path: str, free: bool) -> ort.InferenceSession:
+        """`free`: for pictures of any size, so that they can be decoded in tiles."""
         options = session_options(self.threads)
         if self._asked != "cpu":
             options.add_session_config_entry(*providers.RECORD_NODES)
         try:
-            session = providers.make_session(path, options, self._asked)
+            graph: str | bytes = path
+            if free:
+                options.add_session_config_entry(_WEIGHTS_FOLDER, os.path.dirname(path))
+                graph = free_size(Path(path).read_bytes())
+            session = providers.make_session(graph, options, self._asked)
         except Exception as fault:  # the library has no common error class
             raise BundleError(
                 f"`{path}` cannot be loaded: {str(fault).splitlines()[0]}",

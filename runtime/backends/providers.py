@@ -24,8 +24,13 @@ INSTALL: Mapping[str, str] = {
     "tensorrt": "pip install 'storyv-lite[cuda,tensorrt]'",
     "tensorrt-rtx": "pip install 'storyv-lite[cuda,tensorrt-rtx-provider]'",
 }
-# CUDA: no rounding to 19 bits, and no search for the fastest convolution, which differs from run to run
-_CUDA = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+# CUDA: no rounding to 19 bits, no search for the fastest convolution, which differs from run to run, and an
+# arena that takes what is asked for and not the next power of two
+_CUDA = {
+    "use_tf32": "0",
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "arena_extend_strategy": "kSameAsRequested",
+}
 _PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 # y = -x
 _PROBE = bytes.fromhex(

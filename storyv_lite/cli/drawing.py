@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from storyv_lite.cli.console import note, progress, say, say_json, seconds, warn
-from storyv_lite.errors import BundleError, FrameError, OutputError, StoryVError
+from storyv_lite.errors import BudgetError, BundleError, FrameError, OutputError, StoryVError
 from storyv_lite.memory import format_bytes
 
 if TYPE_CHECKING:
@@ -68,11 +68,13 @@ def open_pipeline(journal: "Journal", bundle: str, device: str) -> "StoryPipelin
     Raises `BundleError` when it is not found.
     """
     from storyv_lite.bundle import MANIFEST, find_bundle, hash_file
-    from storyv_lite.runtime.pipeline import StoryPipeline
+    from storyv_lite.runtime.pipeline import Settings, StoryPipeline
+    from storyv_lite.runtime.planning import plan_again
 
     name, wanted = journal.bundle["name"], journal.bundle["sha256"]
+    tile = journal.made_with.get("tile", 0)
     if precision := journal.bundle.get("precision"):
-        pipeline = StoryPipeline.from_checkpoint(bundle or name, device, precision)
+        pipeline = StoryPipeline.from_checkpoint(bundle or name, device, precision, tile=tile)
         if pipeline.bundle.sha256 == wanted:
             return pipeline
         raise BundleError(
@@ -90,7 +92,10 @@ def open_pipeline(journal: "Journal", bundle: str, device: str) -> "StoryPipelin
             continue
         digest = hash_file(path / MANIFEST)
         if digest == wanted:
-            return StoryPipeline.from_bundle(path, device)
+            pipeline = StoryPipeline.from_bundle(path, device, tile=tile)
+            settings = Settings(**journal.settings)
+            plan_again(pipeline, journal.story, settings, journal.made_with.get("plan"))
+            return pipeline
         found.append(f"`{path}` ({digest[:12]})")
     raise BundleError(
         f"the story was begun with bundle `{name}` ({wanted[:12]}); found {', '.join(found) or 'none'}",
@@ -131,7 +136,7 @@ def take_over(drawn: "StoryboardFolder", retry: bool, resumed: bool) -> None:
     """Go on with what lies in the folder, and say what of it is not used, and whether bytes may differ."""
     from storyv_lite.runtime.storyboard_folder import made_with
 
-    otherwise = drawn.journal.made_otherwise(made_with(drawn.pipeline.backend))
+    otherwise = drawn.journal.made_otherwise(made_with(drawn.pipeline))
     lost = drawn.go_on(retry, resumed)
     if lost:
         names = ", ".join(str(frame + 1) for frame in lost)
@@ -176,6 +181,21 @@ def draw_story(
     if as_json:
         say_json({"folder": str(folder), **receipt})
     _refuse_failed(folder, receipt["frames"])
+
+
+def refuse_exceeded(drawn: "StoryboardFolder") -> None:
+    """Raise `BudgetError` where more memory was measured than planned; the pictures are there."""
+    planned = drawn.measured_plan() or {"phases": []}
+    over = [
+        f"`{one['name']}` {format_bytes(one['measured_bytes'])}, planned {format_bytes(one['ram_bytes'])}"
+        for one in planned["phases"]
+        if (one["measured_bytes"] or 0) > one["ram_bytes"]
+    ]
+    if over:
+        raise BudgetError(
+            f"more memory was used than planned: {'; '.join(over)}",
+            f"{drawn.folder} is complete; give a larger `--ram`, or draw without `--strict-budget`",
+        )
 
 
 def say_complete(drawn: "StoryboardFolder", as_json: bool) -> None:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from storyv_lite import __version__
-from storyv_lite.cli import bench, characters, data, doctor, eval, export, inspect, render, train
+from storyv_lite.cli import bench, characters, data, doctor, eval, export, inspect, plan, render, train
 from storyv_lite.cli.console import print_error
 from storyv_lite.cli.continue_story import continue_story
 from storyv_lite.cli.redraw import redraw
@@ -60,6 +60,7 @@ def main(
 app.command("render")(render.render)
 app.command("redraw")(redraw)
 app.command("continue")(continue_story)
+app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("export")(export.export)
 app.command("characters")(characters.characters)

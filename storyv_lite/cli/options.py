@@ -21,6 +21,14 @@ DeviceOption = Annotated[str, typer.Option("--device", metavar="DEVICE", help="a
 ProviderOption = Annotated[
     str, typer.Option("--provider", metavar="PROVIDER", help="auto, cpu, cuda, tensorrt or tensorrt-rtx.")
 ]
+RamOption = Annotated[
+    str,
+    typer.Option("--ram", metavar="SIZE", help="Memory that may be used, like 8GB [default: no limit]."),
+]
+VramOption = Annotated[
+    str,
+    typer.Option("--vram", metavar="SIZE", help="GPU memory that may be used [default: no limit]."),
+]
 ContextSizeOption = Annotated[
     str,
     typer.Option(

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from storyv_lite.cli.console import note
-from storyv_lite.cli.drawing import KeepGoingOption, draw_story, resuming, say_complete, take_over, writing
+from storyv_lite.cli.drawing import (
+    KeepGoingOption,
+    draw_story,
+    refuse_exceeded,
+    resuming,
+    say_complete,
+    take_over,
+    writing,
+)
 from storyv_lite.cli.options import (
     BundleOption,
     ContextSizeOption,
@@ -20,6 +28,8 @@ from storyv_lite.cli.options import (
     JsonOption,
     KvCacheOption,
     ProviderOption,
+    RamOption,
+    VramOption,
     free_folder,
     holds_something,
     make_folder,
@@ -64,6 +74,18 @@ def render(
     kv_cache: KvCacheOption = "",
     device: DeviceOption = "auto",
     provider: ProviderOption = "auto",
+    tile: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Decode pictures in tiles of N cells of latents: less memory, faint seams [default: whole].",
+        ),
+    ] = 0,
+    ram: RamOption = "",
+    vram: VramOption = "",
+    strict_budget: Annotated[
+        bool, typer.Option("--strict-budget", help="Fail when more memory was used than was planned.")
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -82,6 +104,11 @@ def render(
             "`--precision` is for a checkpoint; a bundle has the one it was exported in",
             hint="give `--checkpoint` too, or export another bundle with `storyv-lite export --scheme`",
         )
+    if checkpoint and (ram or vram or strict_budget):
+        raise ConfigError(
+            "a memory plan is for a bundle; a checkpoint is drawn with by PyTorch",
+            hint="export it first: storyv-lite export --int4",
+        )
     if checkpoint and provider != "auto":
         raise ConfigError(
             "`--provider` is for a bundle; a checkpoint is drawn with by PyTorch",
@@ -97,13 +124,16 @@ def render(
 
     from storyv_lite.runtime.journal import read_journal
     from storyv_lite.runtime.pipeline import StoryPipeline
+    from storyv_lite.runtime.planning import Asked, open_planned, read_budget
     from storyv_lite.runtime.storyboard_folder import StoryboardFolder, new_journal
 
     if checkpoint:
-        pipeline = StoryPipeline.from_checkpoint(checkpoint, device, precision or None)
+        pipeline = StoryPipeline.from_checkpoint(checkpoint, device, precision or None, tile=tile)
         note(f"checkpoint: {pipeline.bundle.path} in {pipeline.backend.precision}")
     else:
-        pipeline = StoryPipeline.from_bundle(bundle or None, device, provider=provider)
+        budget = read_budget(ram, vram)
+        asked = Asked(guidance, tile, context_size or None, kv_cache or None)
+        pipeline = open_planned([bundle] if bundle else [], told, budget, asked, device, provider)
         note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
     backend = pipeline.backend
     note(f"device: {backend.device}, {backend.provider} ({backend.reason})")
@@ -132,6 +162,8 @@ def render(
                 return
         after = f", or draw it another way with --seed {seed + 1}"
         draw_story(drawn, began, resume_command, keep_going, as_json, after)
+        if strict_budget:
+            refuse_exceeded(drawn)
 
 
 def _unfinished(stem: str, wanted: "Journal") -> Path | None:
