@@ -21,9 +21,11 @@ from torch import nn
 
 from storyv_lite.components import Component, Dimensions, Signature, TensorSpec, signature
 from storyv_lite.errors import ParityError
-from storyv_lite.export.graphs import OPSET, llama_graph
+from storyv_lite.export.graphs import OPSET
+from storyv_lite.export.language import language_graph
 from storyv_lite.export.simplify import simplify
 from storyv_lite.export.specs import dummy_inputs
+from storyv_lite.export.weights import fill, of_module
 from storyv_lite.modeling.components import LanguageModel
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"
@@ -38,7 +40,7 @@ def capture(module: nn.Module, component: Component, dims: Dimensions) -> onnx.M
     """
     wanted = signature(component, dims)
     if isinstance(module, LanguageModel):
-        model = llama_graph(module.backbone, wanted)
+        model = fill(language_graph(module.backbone, of_module(module.backbone), wanted))
     else:
         model = simplify(_trace(module, wanted), wanted)
     check_signature(model, wanted, component)

@@ -6,7 +6,7 @@ convolutions and products, MatMulNBits for blocks), not which layer gets which m
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -25,10 +25,11 @@ from storyv_lite.export.layers import (
     output_axis,
 )
 from storyv_lite.export.products import Patches, as_matrix
-from storyv_lite.export.rounding import activation_scale, blocks, per_channel, symmetric_scale
+from storyv_lite.export.rounding import activation_scale, blocks, per_channel, symmetric_scale, widen_blocks
 from storyv_lite.quantization import BLOCK_SIZE, REDUCED_RANGE, STORAGE, Method, QuantScheme, Rounding
 
 Array = NDArray[Any]
+HEARD = 64  # output channels of a layer whose error a vault is told of, at most
 Ranges = Mapping[str, tuple[float, float]]  # tensor name to smallest and largest value
 
 
@@ -40,18 +41,51 @@ class Quantized:
     stored: tuple[Stored, ...]
 
 
+class Vault(Protocol):
+    """Where weights come from and go to while a graph is quantized."""
+
+    def read(self, tensor: onnx.TensorProto) -> Array:
+        """The value of an initializer."""
+
+    def store(self, name: str, value: Array) -> onnx.TensorProto:
+        """A new initializer of this value."""
+
+    def keep(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """An initializer of the graph as it is."""
+
+    def hear(self, layer: str, bits: int, packed: Array, right: Array) -> None:
+        """What some weights of a layer have become, for whoever measures that."""
+
+
+class InGraph:
+    """Weights that lie in the graph itself."""
+
+    def read(self, tensor: onnx.TensorProto) -> Array:
+        return numpy_helper.to_array(tensor)
+
+    def store(self, name: str, value: Array) -> onnx.TensorProto:
+        return numpy_helper.from_array(np.ascontiguousarray(value), name)
+
+    def keep(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        return tensor
+
+    def hear(self, layer: str, bits: int, packed: Array, right: Array) -> None:
+        pass
+
+
 def quantize(
     model: onnx.ModelProto,
     scheme: QuantScheme,
     ranges: Ranges | None = None,
     moments: Mapping[str, Array] | None = None,
+    vault: Vault | None = None,
 ) -> Quantized:
-    """A copy of `model` with every layer stored as `scheme` says.
+    """A copy of `model` with every layer stored as `scheme` says, its weights read from and put into `vault`.
 
     `ranges` are needed for the tensors that `static_tensors` names, `moments` for those of `moment_tensors`.
     Raises KeyError when one is missing.
     """
-    return _Quantizer(model, scheme, ranges or {}, moments or {}).run()
+    return _Quantizer(model, scheme, ranges or {}, moments or {}, vault or InGraph()).run()
 
 
 def assert_cannot_saturate(model: onnx.ModelProto) -> int:
@@ -81,11 +115,16 @@ class _Quantizer:
     """One pass over a graph's nodes; holds what several layers share."""
 
     def __init__(
-        self, model: onnx.ModelProto, scheme: QuantScheme, ranges: Ranges, moments: Mapping[str, Array]
+        self,
+        model: onnx.ModelProto,
+        scheme: QuantScheme,
+        ranges: Ranges,
+        moments: Mapping[str, Array],
+        vault: Vault,
     ) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
-        self.scheme, self.ranges, self.moments = scheme, ranges, moments
+        self.scheme, self.ranges, self.moments, self.vault = scheme, ranges, moments, vault
         self.weights = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self.added: dict[str, onnx.TensorProto] = {}
         self.nodes: list[onnx.NodeProto] = []
@@ -101,7 +140,7 @@ class _Quantizer:
         kept = [tensor for tensor in graph.initializer if tensor.name in used]
         del graph.node[:], graph.initializer[:]
         graph.node.extend(self.nodes)
-        graph.initializer.extend([*kept, *self.added.values()])
+        graph.initializer.extend([*map(self.vault.keep, kept), *self.added.values()])
         domains = {node.domain for node in self.nodes} - {opset.domain for opset in self.model.opset_import}
         if "com.microsoft" in domains:
             self.model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
@@ -114,7 +153,7 @@ class _Quantizer:
     def layer(self, node: onnx.NodeProto) -> None:
         at = 0 if node.op_type == "Gather" else 1
         name = node.input[at]
-        weight = numpy_helper.to_array(self.weights[name])
+        weight = self.vault.read(self.weights[name])
         method, reason = choose_method(node, weight, self.scheme)
         before, rounding = set(self.added), Rounding.NEAREST
         if method is Method.WIDE:
@@ -149,6 +188,9 @@ class _Quantizer:
         name = node.input[1]
         if f"{name}.scales" not in self.made:
             packed, scales = blocks(weight, bits, self.moments[source] if gptq else None)
+            some = slice(None, None, -(-len(packed) // HEARD))
+            wide = widen_blocks(packed[some], scales[some], bits, len(weight))
+            self.vault.hear(node.name, bits, wide, weight[:, some])
             self.add(f"{name}.q{bits}", packed)
             self.widened(f"{name}.scales", scales)
         inputs = [source, f"{name}.q{bits}", f"{name}.scales"]
@@ -174,7 +216,10 @@ class _Quantizer:
     def halved(self, name: str, weight: Array, axis: int) -> tuple[str, None]:
         """The name of a weight stored as 16-bit floats, widened once when a session starts."""
         if f"{name}.wide" not in self.made:
-            self.widened(f"{name}.wide", weight.astype(np.float16))
+            half = weight.astype(np.float16)
+            some = slice(None, None, -(-len(half) // HEARD))
+            self.vault.hear(name, 16, half[some], weight[some])
+            self.widened(f"{name}.wide", half)
         return f"{name}.wide", None
 
     def widened(self, name: str, half: Array) -> None:
@@ -190,7 +235,7 @@ class _Quantizer:
             return
         if len(node.input) > 2 and node.input[2]:
             # The kernel adds the bias to its 32-bit sums, so it takes the scale of the products.
-            bias = numpy_helper.to_array(self.weights[node.input[2]])
+            bias = self.vault.read(self.weights[node.input[2]])
             both = (scales * scale).astype(np.float32)
             whole = np.rint(bias.astype(np.float64) / both)
             stem = f"{node.input[2]}.{_slug(node.name)}"
@@ -223,6 +268,9 @@ class _Quantizer:
     ) -> tuple[str, Array]:
         """The name of `weight` widened from 8 bits, and its scales; layers with one weight share it here."""
         packed, scales = per_channel(weight, axis, low, high)
+        some = slice(None, None, -(-packed.shape[axis] // HEARD))
+        few, right = (np.moveaxis(array, axis, -1)[..., some] for array in (packed, weight))
+        self.vault.hear(name, 8, few * scales[some], right)
         stem = f"{name}.{-low}"
         if f"{stem}.wide" not in self.made:
             inputs = [self.add(f"{stem}.i8", packed), self.add(f"{stem}.scale", scales)]
@@ -235,12 +283,13 @@ class _Quantizer:
         return output
 
     def add(self, name: str, value: Array) -> str:
-        self.added[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        self.added[name] = self.vault.store(name, value)
         return name
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
-    return int(numpy_helper.to_array(tensor).nbytes)
+    width = int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    return width * int(np.prod(tensor.dims, dtype=np.int64))
 
 
 def _slug(name: str) -> str:

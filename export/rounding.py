@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from storyv_lite.quantization import BLOCK_SIZE
 
 Array = NDArray[Any]
+ROWS = 64  # rounded to nearest at a time
 DAMPING = 0.1  # part of the inputs' mean square added to all of them; a tenth, because the stories are few
 
 
@@ -44,12 +45,24 @@ def blocks(weight: Array, bits: int, moments: Array | None = None) -> tuple[Arra
     Symmetric around the middle of the unsigned range; scales are 16-bit floats, each from its block's largest
     weight. With `moments` (K, K), see `second_moments`, roundings make up for each other.
     """
-    rows = np.ascontiguousarray(weight.T, dtype=np.float32)  # (N, K)
-    levels, scales = _nearest(rows, bits) if moments is None else _compensated(rows, bits, moments)
-    packed: Array = (levels + (1 << (bits - 1))).astype(np.uint8)
-    if bits == 4:
-        packed = packed[..., 0::2] | (packed[..., 1::2] << 4)
+    rows = weight.T  # (N, K)
+    if moments is not None:
+        levels, scales = _compensated(np.ascontiguousarray(rows, dtype=np.float32), bits, moments)
+        return _packed(levels, bits), scales
+    count, groups = len(rows), -(-rows.shape[1] // BLOCK_SIZE)
+    packed = np.empty((count, groups, BLOCK_SIZE * bits // 8), np.uint8)
+    scales = np.empty((count, groups), np.float16)
+    for start in range(0, count, ROWS):  # rows know nothing of each other; a few at a time stay in the cache
+        some = slice(start, start + ROWS)
+        levels, scales[some] = _nearest(np.ascontiguousarray(rows[some], dtype=np.float32), bits)
+        packed[some] = _packed(levels, bits)
     return packed, scales
+
+
+def _packed(levels: Array, bits: int) -> Array:
+    """Signed levels as unsigned bytes, two of 4 bits in each."""
+    packed: Array = (levels + (1 << (bits - 1))).astype(np.uint8)
+    return packed[..., 0::2] | (packed[..., 1::2] << 4) if bits == 4 else packed
 
 
 def widen_blocks(packed: Array, scales: Array, bits: int, inputs: int) -> Array:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from storyv_lite.errors import BundleError
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_FLOATS: dict[str, type[np.generic]] = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16,
+}  # fmt: skip
 MAX_HEADER_BYTES = 100 * 10**6  # the format's own limit
 
 
@@ -39,6 +42,22 @@ class StoredTensor:
             return np.zeros(0, dtype=np.uint8)
         return np.memmap(self.stream, np.uint8, "c", self.offset, (count,))
 
+    def read(self) -> NDArray[np.float32]:
+        """The tensor in float32, by a positioned read: no page of the file stays counted for this process."""
+        kind = _FLOATS.get(self.dtype)
+        if kind is None:
+            raise BundleError(f"a tensor of type {self.dtype} is no weight; {', '.join(_FLOATS)} are")
+        stored = np.empty(self.shape, kind)
+        target, place = memoryview(stored.reshape(-1)).cast("B"), self.offset
+        while target:
+            self.stream.seek(place)
+            if not (count := self.stream.readinto(target)):  # type: ignore[attr-defined]
+                raise BundleError(f"`{self.stream.name}` has become shorter while it was read")
+            target, place = target[count:], place + count
+        if self.dtype == "BF16":  # the upper half of a float32
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        return stored.astype(np.float32, copy=False)
+
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[dict[str, StoredTensor]]:
@@ -55,6 +74,28 @@ def open_tensors(path: Path) -> Iterator[dict[str, StoredTensor]]:
             tensors = _header(stream, os.fstat(stream.fileno()).st_size)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as damage:
             raise BundleError(f"`{path}` is damaged ({damage})", hint="storyv-lite train") from damage
+        yield tensors
+
+
+@contextmanager
+def open_shards(folder: Path, weights: str = "model.safetensors") -> Iterator[dict[str, StoredTensor]]:
+    """The tensors of a component's folder, in one file `weights` or in those that `weights.index.json` names.
+
+    Raises `BundleError` when a file is missing or damaged, or lies outside the folder.
+    """
+    index = folder / f"{weights}.index.json"
+    files = [weights]
+    if not (folder / weights).exists() and index.is_file():
+        try:
+            files = sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as damage:
+            raise BundleError(f"`{index}` is damaged ({damage})", hint="storyv-lite train") from damage
+    with ExitStack() as opened:
+        tensors: dict[str, StoredTensor] = {}
+        for file in files:
+            if Path(file).name != file:
+                raise BundleError(f"`{index}` names `{file}`, which is outside `{folder}`")
+            tensors |= opened.enter_context(open_tensors(folder / file))
         yield tensors
 
 

@@ -34,8 +34,11 @@ _CLASSES = {
     "VisualProjection": "storyv_lite.modeling.story_lm",
     "CLIPTextModel": "transformers",
     "CLIPVisionModelWithProjection": "transformers",
+    "GemmaForCausalLM": "transformers",
     "LlamaForCausalLM": "transformers",
     "OPTForCausalLM": "transformers",
+    "Qwen2ForCausalLM": "transformers",
+    "Qwen3ForCausalLM": "transformers",
     "UNet2DConditionModel": "diffusers",
     "AutoencoderKL": "diffusers",
 }

@@ -1,0 +1,103 @@
+"""The external data of one graph, written tensor by tensor: what is quantized is on the disk and not in memory.
+
+Knows offsets, hashes and how far stored weights are from what they were; not which layer gets which method.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from storyv_lite.errors import OutputError
+from storyv_lite.export.capture import EXTERNAL_FROM
+from storyv_lite.export.verify import Failure, compare
+from storyv_lite.export.weight_parity import LIMITS
+from storyv_lite.export.weights import Weights
+
+Array = NDArray[Any]
+ALIGNMENT = 4096  # bytes: tensors begin on pages, so that a mapped one shares none
+
+
+class DataFile:
+    """A vault (see `quantize.Vault`) that reads weights by reference and appends what it is given to a file.
+
+    As a context it makes the file, and brings it to the disk at the end.
+    """
+
+    def __init__(self, path: Path, weights: Weights, component: str) -> None:
+        self.path, self.weights, self.component = path, weights, component
+        self.failures: list[Failure] = []
+        self.errors: dict[int, float] = {}  # smallest signal-to-noise ratio by bits, in decibels
+        self._digest, self._end = hashlib.sha256(), 0
+
+    def __enter__(self) -> "DataFile":
+        self._stream = self.path.open("wb")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stream:
+            if kind is None:
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes written."""
+        return self._end
+
+    def read(self, tensor: onnx.TensorProto) -> Array:
+        if tensor.name in self.weights:
+            return self.weights[tensor.name].read()
+        return numpy_helper.to_array(tensor)
+
+    def keep(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        return self.store(tensor.name, self.read(tensor)) if tensor.name in self.weights else tensor
+
+    def store(self, name: str, value: Array) -> onnx.TensorProto:
+        """Raises `OutputError` when the disk is full."""
+        if value.nbytes < EXTERNAL_FROM:
+            return numpy_helper.from_array(np.ascontiguousarray(value), name)
+        content = np.ascontiguousarray(value)
+        self._write(bytes(-self._end % ALIGNMENT))
+        tensor = onnx.TensorProto(
+            name=name,
+            data_type=helper.np_dtype_to_tensor_dtype(content.dtype),
+            dims=content.shape,
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        place = {"location": self.path.name, "offset": self._end, "length": content.nbytes}
+        for key, fact in place.items():
+            tensor.external_data.add(key=key, value=str(fact))
+        self._write(memoryview(content.reshape(-1)).cast("B"))
+        return tensor
+
+    def hear(self, layer: str, bits: int, packed: Array, right: Array) -> None:
+        if not np.isfinite(packed).all():
+            self.failures.append(Failure(self.component, "nan", 0.0, 0.0))
+        elif not np.array_equal(packed, right):  # a layer of zeros has no ratio
+            ratio = compare(packed, right).snr_db
+            self.errors[bits] = min(self.errors.get(bits, ratio), ratio)
+            if ratio < LIMITS[bits]:
+                self.failures.append(
+                    Failure(self.component, f"weight_snr_db at `{layer}`", ratio, LIMITS[bits])
+                )
+
+    def _write(self, content: bytes | memoryview) -> None:
+        try:
+            self._stream.write(content)
+        except OSError as fault:
+            raise OutputError(f"`{self.path}` cannot be written: {fault.strerror}") from fault
+        self._digest.update(content)
+        self._end += len(content)

@@ -1,0 +1,123 @@
+"""Export by parts: the same numbers as the export in memory, taken up again after a kill, never half a part."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from storyv_lite.bundle import Bundle, Variant
+from storyv_lite.components import Component, Dimensions
+from storyv_lite.errors import ParityError
+from storyv_lite.export.capture import capture, clean, load_graph, save_graph
+from storyv_lite.export.quantize import quantize
+from storyv_lite.export.simplify import shorten
+from storyv_lite.export.stream import stream_component
+from storyv_lite.modeling.components import build
+from storyv_lite.quantization import FP16, FP32, Method, QuantScheme
+
+INT4 = QuantScheme("int4-block32", Method.BLOCK4, accuracy_level=4)
+INT8 = QuantScheme("int8-weights", Method.WEIGHT_ONLY)
+LANGUAGE = Component.LANGUAGE_MODEL
+
+
+@pytest.fixture(scope="module")
+def dims(tiny_bundle: Path) -> Dimensions:
+    return Bundle.open(tiny_bundle, verify=False).model.dimensions
+
+
+def stream(
+    component: Component,
+    checkpoint: Path,
+    dims: Dimensions,
+    scheme: QuantScheme,
+    place: Path,
+    part_bytes: int | None = None,
+    **more: Any,
+) -> Variant:
+    return stream_component(
+        component, checkpoint, dims, scheme, place / "bundle", place / "records", part_bytes, **more
+    )
+
+
+@pytest.mark.parametrize("scheme", [FP32, FP16, INT8, INT4], ids=lambda scheme: scheme.name)
+def test_a_streamed_language_model_is_bit_for_bit_the_one_exported_in_memory(
+    scheme: QuantScheme, tiny_checkpoint: Path, dims: Dimensions, tmp_path: Path
+) -> None:
+    wide = capture(build(LANGUAGE, tiny_checkpoint, dims), LANGUAGE, dims)
+    save_graph(shorten(quantize(wide, scheme).model), tmp_path / "memory")
+    stream(LANGUAGE, tiny_checkpoint, dims, scheme, tmp_path)
+    streamed, memory = (clean(load_graph(tmp_path / name)) for name in (f"bundle/{LANGUAGE}", "memory"))
+    assert streamed.SerializeToString(deterministic=True) == memory.SerializeToString(deterministic=True)
+
+
+def test_parts_run_one_after_another_answer_as_one_graph_does(
+    tiny_checkpoint: Path, dims: Dimensions, tmp_path: Path
+) -> None:
+    whole = stream(LANGUAGE, tiny_checkpoint, dims, INT4, tmp_path / "whole")
+    parts = stream(LANGUAGE, tiny_checkpoint, dims, INT4, tmp_path / "parts", 16_000)
+    assert len(whole.parts) == 1 < len(parts.parts)
+    random = np.random.default_rng(0)
+    feeds: dict[str, Any] = {
+        "inputs_embeds": random.standard_normal((1, 3, dims.hidden_size), dtype=np.float32),
+        "attention_mask": np.ones((1, 8), np.int64),
+    }
+    for layer in range(dims.num_hidden_layers):
+        for name in ("key", "value"):
+            shape = (1, dims.num_key_value_heads, 5, dims.head_dim)
+            feeds[f"past_key_values.{layer}.{name}"] = random.standard_normal(shape, dtype=np.float32)
+    one, several = (run(tmp_path / n / "bundle", v, feeds) for n, v in (("whole", whole), ("parts", parts)))
+    for name in one:
+        np.testing.assert_array_equal(several[name], one[name], err_msg=name)
+
+
+def test_a_part_holds_no_more_weights_than_it_may(
+    tiny_checkpoint: Path, dims: Dimensions, tmp_path: Path
+) -> None:
+    parts = stream(LANGUAGE, tiny_checkpoint, dims, INT4, tmp_path, 16_000).parts
+    largest = 3 * dims.hidden_size * dims.hidden_size * 4.5 / 8
+    assert all(part.bytes < max(16_000, largest) + 32_000 for part in parts), "pages and graphs beside weights"
+
+
+def run(folder: Path, variant: Variant, feeds: dict[str, Any]) -> dict[str, Any]:
+    known, answers = dict(feeds), dict[str, Any]()
+    for part in variant.parts:
+        session = onnxruntime.InferenceSession(folder / part.file, providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_outputs()]
+        taken = {value.name: known[value.name] for value in session.get_inputs()}
+        answers |= dict(zip(names, session.run(names, taken), strict=True))
+        known |= answers
+    return {name: value for name, value in answers.items() if name.startswith(("last", "present"))}
+
+
+def test_a_kill_loses_only_the_part_that_was_being_written(
+    tiny_checkpoint: Path, dims: Dimensions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = stream(LANGUAGE, tiny_checkpoint, dims, INT4, tmp_path / "unbroken", 16_000)
+    told: list[str] = []
+
+    def killed(message: str) -> None:
+        told.append(message)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream(LANGUAGE, tiny_checkpoint, dims, INT4, tmp_path / "killed", 16_000, progress=killed)
+    torn = tmp_path / "killed" / "bundle" / LANGUAGE / "part-02.onnx.data"
+    torn.write_bytes(b"half a part")
+    again = stream(LANGUAGE, tiny_checkpoint, dims, INT4, tmp_path / "killed", 16_000, progress=told.append)
+    assert again == unbroken, "every hash is that of an unbroken export"
+    assert len(told) == 1 + len(unbroken.parts), "the two finished parts were not made again"
+
+
+def test_weights_that_do_not_survive_are_refused(
+    tiny_checkpoint: Path, dims: Dimensions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from storyv_lite.export import quantize as module
+
+    real = module.blocks
+    monkeypatch.setattr(module, "blocks", lambda *given: (real(*given)[0] ^ 0x88, real(*given)[1]))
+    with pytest.raises(ParityError, match="`language_model` has weight_snr_db at `/layers.0"):
+        stream(LANGUAGE, tiny_checkpoint, dims, INT4, tmp_path)
+    assert not list((tmp_path / "records").iterdir())
