@@ -224,15 +224,13 @@ class _Opt(_Decoder):
     def positions(self) -> str:
         """Rows (sequence, hidden) of the table for the tokens that are read now."""
         graph = self.graph
-        shape = graph.node("Shape", ("inputs_embeds",), "/positions/shape", start=1, end=2)
-        count = graph.node("Squeeze", (shape,), "/positions/count")
-        offset = graph.constant("offset", np.array(self.OFFSET))
-        end = graph.node("Add", ("/lengths/total.out", offset), "/positions/end")
+        count = graph.node("Shape", ("inputs_embeds",), "/positions/count", start=1, end=2)
+        offset = graph.constant("offset", np.array([self.OFFSET]))
+        end = graph.node("Add", ("/lengths/shape.out", offset), "/positions/end")
         start = graph.node("Sub", (end, count), "/positions/start")
-        step = graph.constant("step", np.array(1))
-        rows = graph.node("Range", (start, end, step), "/positions/rows")
+        axis = graph.constant("first_axis", np.array([0]))
         table = graph.weight("positions.weight", self.weights["embed_positions.weight"])
-        return graph.node("Gather", (table, rows), "/positions/Gather", axis=0)
+        return graph.node("Slice", (table, start, end, axis), "/positions/rows")
 
 
 def _below(weights: Weights, prefix: str) -> Mapping[str, Weight]:

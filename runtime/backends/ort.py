@@ -9,9 +9,10 @@ cache is copied on every read, and two copies exist for a moment.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,19 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from storyv_lite.bundle import Bundle, Variant
-from storyv_lite.components import Component, signature
-from storyv_lite.errors import BackendError, BundleError
+from storyv_lite.components import Component, Signature, signature
+from storyv_lite.errors import BackendError, BundleError, StoryVError
 from storyv_lite.memory import usable_cores
 from storyv_lite.runtime.backends import providers
 from storyv_lite.runtime.backends.base import CacheStorage, Session, Tensors
 from storyv_lite.runtime.backends.free_size import free_size
+from storyv_lite.runtime.backends.parts import Parts
 
 MAX_THREADS = 16  # more of them wait for each other longer than they work
 # 8-bit weights before a product are not widened but multiplied in blocks, with activations in 8 bits too: the
 # library's default today, said here because pictures depend on it (docs/decisions/0024).
 WIDENED_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "4")
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph given as bytes
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class OrtBackend:
@@ -59,21 +60,25 @@ class OrtBackend:
 
     def open_language_model(self, bundle: Bundle) -> "OrtLanguageSession":
         """Load the language model. Raises `BundleError` or `BackendError`."""
-        parts = self._parts(bundle, Component.LANGUAGE_MODEL)
-        if len(parts) != 1:
-            raise BackendError(f"the language model of `{bundle.path}` has {len(parts)} parts, 1 can be run")
-        return OrtLanguageSession(parts[0], self.device)
+        wanted = signature(Component.LANGUAGE_MODEL, bundle.model.dimensions)
+        return OrtLanguageSession(self._parts(bundle, Component.LANGUAGE_MODEL), wanted, self.device)
 
     def versions(self) -> dict[str, str]:
         return {"onnxruntime": ort.__version__, "numpy": np.__version__}
 
-    def _parts(self, bundle: Bundle, component: Component) -> list[ort.InferenceSession]:
-        variant = bundle.variant(component)
+    def _parts(self, bundle: Bundle, component: Component) -> Parts:
+        wanted = signature(component, bundle.model.dimensions)
+        paths = _paths(bundle, bundle.variant(component))
         # providers that build engines build them for the size that a graph says
-        free = component is Component.VAE_DECODER and self._asked in ("cpu", "cuda")
-        sessions = [self._session(bundle, part, free) for part in _paths(bundle, variant)]
-        _check_names(bundle, component, sessions)
-        return sessions
+        free = component is Component.VAE_DECODER and self._asked in ("cpu", "cuda") and len(paths) == 1
+
+        def load(path: str) -> ort.InferenceSession:
+            session = self._session(bundle, path, free)
+            if len(paths) == 1:
+                _check_names(bundle, component, session)
+            return session
+
+        return Parts([partial(load, path) for path in paths], [spec.name for spec in wanted.outputs])
 
     def _session(self, bundle: Bundle, path: str, free: bool) -> ort.InferenceSession:
         """`free`: for pictures of any size, so that they can be decoded in tiles."""
@@ -129,25 +134,17 @@ def session_options(threads: int) -> ort.SessionOptions:
 
 
 class OrtSession:
-    """One component; several parts run in order, each fed by name from what is known so far."""
+    """One component, in one part or several."""
 
-    def __init__(self, parts: Iterable[ort.InferenceSession], name: str) -> None:
-        self._parts = list(parts)
-        self._name = name
+    def __init__(self, parts: Parts, name: str) -> None:
+        self._parts, self._name = parts, name
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
-        known = dict(inputs)
-        outputs: Tensors = {}
-        for part in self._parts:
-            feeds = {value.name: known[value.name] for value in part.get_inputs()}
-            names = [value.name for value in part.get_outputs()]
-            with _reported(self._name):
-                outputs = dict(zip(names, part.run(names, feeds), strict=True))
-            known |= outputs
-        return outputs
+        with _reported(self._name):
+            return self._parts.run(inputs, _run)
 
     def close(self) -> None:
-        self._parts.clear()
+        self._parts.close()
 
 
 @dataclass
@@ -186,31 +183,26 @@ class OrtCacheStorage:
 class OrtLanguageSession:
     """The language model with its cache bound in place where the graph allows it."""
 
-    def __init__(self, session: ort.InferenceSession, device: str) -> None:
-        self._session: ort.InferenceSession | None = session
-        self._device = device
-        # (input name, output name, short name) of each cache tensor
-        past = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
-        self._names = [
-            (value.name, value.name.replace("past_key_values", "present"), _short(value.name))
-            for value in past
-        ]
-        self._shape = tuple(past[0].shape)  # (1, heads, "past", head_dim)
-        self._dtype = _TYPES[past[0].type]
-        self._hidden_size = int(session.get_inputs()[0].shape[2])
+    def __init__(self, parts: Parts, wanted: Signature, device: str) -> None:
+        self._parts, self._device = parts, device
+        past = [spec for spec in wanted.inputs if spec.name.startswith("past_key_values.")]
+        # short name of each cache tensor by the names it has as input and output
+        self._inputs = {spec.name: _short(spec.name) for spec in past}
+        self._outputs = {spec.name.replace("past_key_values", "present"): _short(spec.name) for spec in past}
+        _, heads, _, head_dim = past[0].axes
+        self._heads, self._head_dim = int(heads), int(head_dim)
+        self._hidden_size = int(wanted.inputs[0].axes[2])
         self.shares_buffers = self._probe()
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
-        session = self._open()
-        names = [value.name for value in session.get_outputs()]
         with _reported("language_model"):
-            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+            return self._parts.run(inputs, _run)
 
     def new_cache(self, capacity: int) -> OrtCacheStorage:
-        shape = (1, self._shape[1], capacity if self.shares_buffers else 0, self._shape[3])
+        shape = (1, self._heads, capacity if self.shares_buffers else 0, self._head_dim)
         make = self._host_buffer if self._device == "cpu" or not self.shares_buffers else self._device_buffer
         return OrtCacheStorage(
-            capacity, self.shares_buffers, {short: make(shape) for _, _, short in self._names}
+            capacity, self.shares_buffers, {short: make(shape) for short in self._inputs.values()}
         )
 
     def read(
@@ -222,57 +214,68 @@ class OrtLanguageSession:
         feeds = {"inputs_embeds": inputs_embeds, "attention_mask": np.ones((1, total), dtype=np.int64)}
         if storage.shared:
             return self._read_in_place(feeds, storage)
-        for past, _, short in self._names:
+        for past, short in self._inputs.items():
             feeds[past] = np.ascontiguousarray(storage.buffers[short][:, :, :past_length])
         outputs = self.run(feeds)
-        for _, present, short in self._names:
+        for present, short in self._outputs.items():
             storage.buffers[short] = outputs[present]
         return np.asarray(outputs["last_hidden_state"], dtype=np.float32)
 
     def close(self) -> None:
-        self._session = None
+        self._parts.close()
 
     def _read_in_place(self, feeds: Tensors, storage: OrtCacheStorage) -> NDArray[np.float32]:
-        session = self._open()
-        binding = session.io_binding()
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
-        binding.bind_output("last_hidden_state", "cpu")
-        for past, present, short in self._names:
-            buffer = storage.buffers[short]
-            host = isinstance(buffer, np.ndarray)
-            where = ("cpu" if host else self._device, 0, self._dtype)
-            shape = buffer.shape if host else buffer.shape()
-            pointer = buffer.ctypes.data if host else buffer.data_ptr()
-            binding.bind_input(past, *where, shape, pointer)
-            binding.bind_output(present, *where, shape, pointer)
-        with _reported("language_model"):
+        buffers = {name: storage.buffers[short] for name, short in (self._inputs | self._outputs).items()}
+
+        def bound(session: ort.InferenceSession, given: Tensors) -> Tensors:
+            binding = session.io_binding()
+            names = [value.name for value in session.get_outputs()]
+            for name, array in given.items():
+                if name in buffers:
+                    binding.bind_input(name, *self._place(buffers[name]))
+                else:
+                    binding.bind_cpu_input(name, array)
+            for name in names:
+                if name in buffers:
+                    binding.bind_output(name, *self._place(buffers[name]))
+                else:
+                    binding.bind_output(name, "cpu")
             session.run_with_iobinding(binding)
-        return np.asarray(binding.get_outputs()[0].numpy(), dtype=np.float32)
+            values = zip(names, binding.get_outputs(), strict=True)
+            # keys and values are in their buffers already
+            return {n: buffers[n] if n in buffers else value.numpy() for n, value in values}
+
+        with _reported("language_model"):
+            past = {name: buffers[name] for name in self._inputs}
+            outputs = self._parts.run({**feeds, **past}, bound)
+        return np.asarray(outputs["last_hidden_state"], dtype=np.float32)
+
+    def _place(self, buffer: Any) -> tuple[Any, ...]:
+        """Where a cache buffer lies, as a binding wants to be told."""
+        if isinstance(buffer, np.ndarray):
+            return "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data
+        return self._device, 0, np.float32, buffer.shape(), buffer.data_ptr()
 
     def _probe(self) -> bool:
         """Whether the graph keeps the length of a longer past buffer, as writing in place needs."""
-        past = np.zeros((1, self._shape[1], 2, self._shape[3]), dtype=self._dtype)
+        if self._parts.count > 1:  # only graphs that do are cut
+            return True
+        past = np.zeros((1, self._heads, 2, self._head_dim), dtype=np.float32)
         feeds: Tensors = {
             "inputs_embeds": np.zeros((1, 1, self._hidden_size), dtype=np.float32),
             "attention_mask": np.ones((1, 1), dtype=np.int64),
         }
         try:
-            outputs = self.run({**feeds, **{name: past for name, _, _ in self._names}})
+            outputs = self.run({**feeds, **dict.fromkeys(self._inputs, past)})
         except BackendError:  # a graph that adds lengths up finds that they do not fit
             return False
-        return all(outputs[present].shape == past.shape for _, present, _ in self._names)
+        return all(outputs[present].shape == past.shape for present in self._outputs)
 
     def _host_buffer(self, shape: tuple[int, ...]) -> NDArray[Any]:
-        return np.zeros(shape, dtype=self._dtype)  # pages are taken when they are written
+        return np.zeros(shape, dtype=np.float32)  # pages are taken when they are written
 
     def _device_buffer(self, shape: tuple[int, ...]) -> ort.OrtValue:
-        return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype=self._dtype), self._device, 0)
-
-    def _open(self) -> ort.InferenceSession:
-        if self._session is None:
-            raise RuntimeError("the session is closed")
-        return self._session
+        return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype=np.float32), self._device, 0)
 
 
 def _paths(bundle: Bundle, variant: Variant) -> list[str]:
@@ -282,14 +285,11 @@ def _paths(bundle: Bundle, variant: Variant) -> list[str]:
     return [str(bundle.file(part.file)) for part in variant.parts]
 
 
-def _check_names(bundle: Bundle, component: Component, sessions: list[ort.InferenceSession]) -> None:
-    """Raise `BundleError` when the parts together do not take and give what the signature table says."""
+def _check_names(bundle: Bundle, component: Component, session: ort.InferenceSession) -> None:
+    """Raise `BundleError` when a graph does not take and give what the signature table says."""
     wanted = signature(component, bundle.model.dimensions)
-    made: set[str] = set()
-    taken: set[str] = set()
-    for session in sessions:
-        taken |= {value.name for value in session.get_inputs()} - made
-        made |= {value.name for value in session.get_outputs()}
+    taken = {value.name for value in session.get_inputs()}
+    made = {value.name for value in session.get_outputs()}
     inputs, outputs = {spec.name for spec in wanted.inputs}, {spec.name for spec in wanted.outputs}
     if taken != inputs or not outputs <= made:
         raise BundleError(
@@ -299,11 +299,18 @@ def _check_names(bundle: Bundle, component: Component, sessions: list[ort.Infere
         )
 
 
+def _run(session: ort.InferenceSession, given: Tensors) -> Tensors:
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, given), strict=True))
+
+
 @contextmanager
 def _reported(component: str) -> Iterator[None]:
     """What the library raises while a component runs, as one clear error."""
     try:
         yield
+    except StoryVError:
+        raise
     except Exception as fault:  # the library has no common error class
         raise BackendError(
             f"`{component}` failed: {str(fault).splitlines()[0]}",

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from storyv_lite.bundle import Bundle
+from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.errors import BundleError
 from storyv_lite.prompt import history, query
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.ort import OrtLanguageSession
+from storyv_lite.runtime.backends.parts import Parts
 from storyv_lite.runtime.kv_cache import KVCache, Piece
 from storyv_lite.runtime.model import Model
 
@@ -207,7 +209,8 @@ def concatenating_model() -> OrtLanguageSession:
     graph = helper.make_graph(nodes, "sums", inputs, outputs, initializers)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    return OrtLanguageSession(session, "cpu")
+    wanted = signature(Component.LANGUAGE_MODEL, Dimensions(8, 4, 8, 4, 4, 8, 4, 4, 1, 1, 4, 99, 1, 1))
+    return OrtLanguageSession(Parts([lambda: session], [spec.name for spec in wanted.outputs]), wanted, "cpu")
 
 
 def test_a_graph_that_concatenates_its_cache_is_read_through_copies() -> None:

@@ -1,0 +1,263 @@
+"""A language model of 7 B weights on a small machine: exported in 4 bits, killed, taken up again, read by parts.
+
+Run `python -m storyv_lite.benchmarks.big_language FOLDER`; FOLDER needs 20 GB for each model. Every step is a
+process of its own, whose peak of resident memory is printed: the export, which is killed after half of its
+parts and begun again; reading a frame behind the frames before it with the cache; and the reference, the
+float32 layers one at a time without a cache. Weights are random.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storyv_lite.benchmarks.machine import this_machine, versions
+from storyv_lite.benchmarks.measure import ask
+from storyv_lite.benchmarks.shapes import write_random
+from storyv_lite.bundle import Part
+from storyv_lite.components import Component, Dimensions, signature
+from storyv_lite.memory import resident_memory
+from storyv_lite.quantization import Method, QuantScheme
+
+MODULE = "storyv_lite.benchmarks.big_language"
+LAYERS = {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 4096}
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    "llama": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 4096,
+        **LAYERS,
+    },
+    "opt": {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "vocab_size": 50272,
+        "ffn_dim": 16384,
+        "max_position_embeddings": 2048,
+        "word_embed_proj_dim": 4096,
+        **LAYERS,
+    },
+}
+HISTORY, FRAME = 140, 70  # tokens behind which a frame is read, and of the frame
+INT4 = QuantScheme("int4-block32", Method.BLOCK4, accuracy_level=4)
+LLM = Component.LANGUAGE_MODEL
+TIMEOUT_S = 3600.0
+Floats = NDArray[np.float32]
+
+
+def dimensions(config: Mapping[str, Any]) -> Dimensions:
+    """Of a story model around this language model; nothing but the language model's are used."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    layers, positions = config["num_hidden_layers"], config["max_position_embeddings"]
+    return Dimensions(
+        512, 4, 64, 77, 768, 224, config["vocab_size"], hidden, layers, heads, hidden // heads, positions, 8, 4
+    )
+
+
+def inputs(config: Mapping[str, Any]) -> Floats:
+    """Embeddings of the history and the frame, (1, tokens, hidden)."""
+    shape = (1, HISTORY + FRAME, config["hidden_size"])
+    return np.random.default_rng(7).standard_normal(shape, dtype=np.float32) * np.float32(0.02)
+
+
+def make(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    from accelerate import init_empty_weights
+
+    from storyv_lite.modeling.checkpoints import new_component
+
+    component = folder / LLM
+    component.mkdir(parents=True, exist_ok=True)
+    (component / "config.json").write_text(json.dumps(config))
+    with init_empty_weights():
+        shapes = {name: tuple(t.shape) for name, t in new_component(component).state_dict().items()}
+    return {"parameters": write_random(component, config, shapes, without=("lm_head.weight",))}
+
+
+def export(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    from storyv_lite.export.stream import stream_component
+
+    told: list[str] = []
+    out, records = folder / "bundle", folder / "records"
+    variant = stream_component(LLM, folder, dimensions(config), INT4, out, records, progress=told.append)
+    return {
+        "parts": list(map(asdict, variant.parts)),
+        "bytes": sum(part.bytes for part in variant.parts),
+        "parts_written": len(told),
+        "weights_snr_db": variant.parity["weights_4_bits_snr_db"],
+    }
+
+
+def read(folder: Path, config: Mapping[str, Any], parts: list[Part]) -> dict[str, Any]:
+    from storyv_lite.runtime.backends.ort import OrtLanguageSession, session_options
+    from storyv_lite.runtime.backends.parts import Parts
+    from storyv_lite.runtime.backends.providers import make_session
+    from storyv_lite.runtime.kv_cache import KVCache
+
+    threads = len(os.sched_getaffinity(0))
+    paths = [str(folder / "bundle" / part.file) for part in parts]
+    wanted = signature(LLM, dimensions(config))
+    loads = [partial(make_session, path, session_options(threads), "cpu") for path in paths]
+    session = OrtLanguageSession(Parts(loads, [spec.name for spec in wanted.outputs]), wanted, "cpu")
+    cache = KVCache(session.new_cache(HISTORY + FRAME))
+    tokens = inputs(config)
+    cache.append(session, tokens[:, :HISTORY])
+    began = time.perf_counter()
+    states = cache.append(session, tokens[:, HISTORY:])
+    seconds = time.perf_counter() - began
+    np.save(folder / "states.npy", states)
+    return {"seconds": seconds, "threads": threads, "cache_bytes": cache.nbytes}
+
+
+def reference(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same states from the float32 layers of transformers, one layer at a time and no cache."""
+    import torch
+    from accelerate import init_empty_weights
+    from torch import nn
+
+    from storyv_lite.export.verify import compare
+    from storyv_lite.export.weights import of_folder
+    from storyv_lite.modeling.checkpoints import new_component
+
+    with init_empty_weights(include_buffers=False):
+        backbone: Any = new_component(folder / LLM).eval().base_model
+    prefix = "model."
+    if config["model_type"] == "opt":
+        backbone, prefix = backbone.decoder, "model.decoder."
+    hidden = torch.from_numpy(inputs(config))
+    count = hidden.shape[1]
+    positions = torch.arange(count)[None]
+    mask = torch.full((count, count), float("-inf")).triu(1)[None, None]
+    more: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
+    with of_folder(folder / LLM) as weights, torch.no_grad():
+
+        def filled(name: str) -> nn.Module:
+            module: nn.Module = backbone.get_submodule(name)
+            own = module.state_dict()
+            values = {key: torch.from_numpy(weights[f"{prefix}{name}.{key}"].read()) for key in own}
+            module.load_state_dict(values, assign=True)
+            return module
+
+        if config["model_type"] == "opt":
+            table = filled("embed_positions").weight
+            hidden = hidden + table[2 : 2 + count]  # type: ignore[index]
+        else:
+            more["position_embeddings"] = backbone.rotary_emb(hidden, position_ids=positions)
+        for index in range(config["num_hidden_layers"]):
+            hidden = filled(f"layers.{index}")(hidden, **more)
+            backbone.layers[index].to("meta")
+        norm = "final_layer_norm" if config["model_type"] == "opt" else "norm"
+        right = filled(norm)(hidden)[:, HISTORY:].numpy()
+    figures = compare(np.load(folder / "states.npy"), right)
+    return {"snr_db": figures.snr_db, "cosine": figures.cosine}
+
+
+def measure(model: str, place: Path, told: Callable[[str], None]) -> dict[str, Any]:
+    """Every step of one model in processes of their own, the export killed once on its way."""
+    folder = place / model
+    row: dict[str, Any] = {"model": model}
+
+    def step(name: str, **request: Any) -> dict[str, Any]:
+        told(f"{model}: {name}")
+        answer = ask(command(name), json.dumps({"model": model, "folder": str(folder), **request}), TIMEOUT_S)
+        if "error" in answer:
+            raise SystemExit(f"{model}: {name}: {answer['error']}")
+        return answer
+
+    row["make"] = step("make")
+    told(f"{model}: export, to be killed")
+    row["killed_after_parts"] = kill_after(folder, model, 4)
+    row["export"] = step("export")
+    row["read"] = step("read", parts=row["export"]["parts"])
+    row["reference"] = step("reference")
+    return row
+
+
+def command(step: str) -> list[str]:
+    return [sys.executable, "-m", MODULE, "--step", step]
+
+
+def kill_after(folder: Path, model: str, parts: int) -> int:
+    """Start an export and kill it once so many parts are recorded; how many there then are."""
+    request = json.dumps({"model": model, "folder": str(folder)})
+    child = subprocess.Popen(command("export"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert child.stdin is not None
+    child.stdin.write(request)
+    child.stdin.close()
+    while child.poll() is None and len(list((folder / "records").glob("*.json"))) < parts:
+        time.sleep(0.2)
+    time.sleep(2.0)  # into the next part
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    return len(list((folder / "records").glob("*.json")))
+
+
+def table(rows: list[Mapping[str, Any]]) -> str:
+    """Markdown: what each step took."""
+    lines = [
+        "| model | weights | 4-bit bytes | parts | export, peak | read 70 behind 140 | peak | SNR | cosine |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        export, read = row["export"], row["read"]
+        cells = (
+            row["model"],
+            f"{row['make']['parameters'] / 1e9:.2f} B",
+            f"{export['bytes'] / 1e9:.2f} GB",
+            f"{len(export['parts'])}, {row['killed_after_parts']} before the kill",
+            f"{export['peak_bytes'] / 1e9:.2f} GB",
+            f"{read['seconds']:.1f} s",
+            f"{read['peak_bytes'] / 1e9:.2f} GB",
+            f"{row['reference']['snr_db']:.1f} dB",
+            f"{row['reference']['cosine']:.4f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _step(name: str) -> int:
+    request = json.loads(sys.stdin.read())
+    folder, config = Path(request["folder"]), MODELS[request["model"]]
+    began = time.perf_counter()
+    if name == "read":
+        answer = read(folder, config, [Part(**part) for part in request["parts"]])
+    else:
+        answer = {"make": make, "export": export, "reference": reference}[name](folder, config)
+    answer = {**answer, "peak_bytes": resident_memory().peak, "all_seconds": time.perf_counter() - began}
+    print(json.dumps(answer))
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, help="where the models are made and exported")
+    parser.add_argument("--model", choices=MODELS, action="append", help="one of them [default: all]")
+    parser.add_argument("--record", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.step:
+        return _step(given.step)
+    if given.folder is None:
+        parser.error("a folder with 20 GB of room is needed")
+    rows = [measure(model, given.folder, lambda text: print(text, file=sys.stderr)) for model in given.model or MODELS]
+    if given.record:
+        content = {"rows": rows, "machine": this_machine().as_dict(), "versions": versions()}
+        given.record.write_text(json.dumps(content, indent=1) + "\n")
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
