@@ -7,17 +7,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component, Dimensions, Signature, signature
-from storyv_lite.errors import ConfigError, ParityError
+from storyv_lite.errors import ParityError
 from storyv_lite.export.capture import DATA, GRAPH, capture, check_signature, load_graph, save_graph
-from storyv_lite.export.graphs import llama_graph
 from storyv_lite.export.simplify import NAMED, shorten
 from storyv_lite.export.specs import GRAPHS, dummy_inputs
-from storyv_lite.modeling.components import LanguageModel, build
+from storyv_lite.modeling.components import build
 
 
 def dimensions(bundle: Path) -> Dimensions:
@@ -93,40 +90,6 @@ def test_the_unet_takes_one_and_two_samples(tiny_bundle: Path) -> None:
     one = {name: array[:1] for name, array in two.items()}
     together, alone = (_run(tiny_bundle / Component.UNET, feed)[0] for feed in (two, one))
     np.testing.assert_allclose(together[:1], alone, atol=1e-5)
-
-
-@pytest.mark.parametrize(("past", "length"), [(0, 7), (5, 3), (5, 1)])
-def test_the_written_llama_equals_the_module(past: int, length: int, tmp_path: Path) -> None:
-    dims = Dimensions(32, 4, 8, 16, 32, 32, 50, 64, 2, 1, 32, 128, 2, 2)
-    module = LanguageModel(_llama(num_key_value_heads=1)).requires_grad_(False)
-    specs = signature(Component.LANGUAGE_MODEL, dims)
-    save_graph(capture(module, Component.LANGUAGE_MODEL, dims), tmp_path)
-    caches = [torch.randn(1, 1, past, 32) for _ in range(4)]
-    inputs = (torch.randn(1, length, 64), torch.ones(1, past + length, dtype=torch.long), *caches)
-    answers = _run(tmp_path, {s.name: t.numpy() for s, t in zip(specs.inputs, inputs, strict=True)})
-    for spec, answer, wanted in zip(specs.outputs, answers, module(*inputs), strict=True):
-        np.testing.assert_allclose(answer, wanted.numpy(), atol=1e-5, err_msg=spec.name)
-
-
-def test_a_llama_that_cannot_be_written_is_refused() -> None:
-    with pytest.raises(ConfigError, match="`attention_bias` = `True`"):
-        llama_graph(_llama(attention_bias=True).base_model, Signature((), ()))
-
-
-def _llama(**options: Any) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        bos_token_id=0,
-        eos_token_id=1,
-        **options,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return LlamaForCausalLM(config).eval()
 
 
 def _run(folder: Path, feed: dict[str, Any]) -> list[Any]:
