@@ -42,7 +42,7 @@ def capture(module: nn.Module, component: Component, dims: Dimensions) -> onnx.M
     if isinstance(module, LanguageModel):
         model = fill(language_graph(module.backbone, of_module(module.backbone), wanted))
     else:
-        model = simplify(_trace(module, wanted), wanted)
+        model = simplify(trace(module, wanted), wanted)
     check_signature(model, wanted, component)
     return clean(model, wanted)
 
@@ -119,7 +119,8 @@ def quiet() -> Iterator[io.StringIO]:
         logging.disable(level)
 
 
-def _trace(module: nn.Module, wanted: Signature) -> onnx.ModelProto:
+def trace(module: nn.Module, wanted: Signature, weights: bool = True) -> onnx.ModelProto:
+    """The module as torch's exporter writes it; without `weights` they are inputs of the graph, by name."""
     free = {
         spec.name: {axis: name for axis, name in enumerate(spec.axes) if isinstance(name, str)}
         for spec in (*wanted.inputs, *wanted.outputs)
@@ -135,6 +136,9 @@ def _trace(module: nn.Module, wanted: Signature) -> onnx.ModelProto:
             output_names=[spec.name for spec in wanted.outputs],
             dynamic_axes={name: axes for name, axes in free.items() if axes},
             opset_version=OPSET,
+            export_params=weights,
+            keep_initializers_as_inputs=not weights,  # else weights of equal values would become one
+            do_constant_folding=weights,
         )
         return onnx.load(written)
 

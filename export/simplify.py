@@ -5,6 +5,7 @@ it loads.
 """
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from storyv_lite.components import Signature
@@ -20,9 +22,14 @@ from storyv_lite.export.specs import dummy_inputs
 NAMED = ("Conv", "MatMul", "Gemm", "Gather", "MatMulNBits")  # nodes with weights keep their module path
 
 
-def simplify(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto:
-    """The traced graph of a component with this signature, folded and settled."""
-    model = _fold(_settle_shapes(_fold(model), wanted))
+def simplify(
+    model: onnx.ModelProto, wanted: Signature, weights: Mapping[str, NDArray[np.float32]] | None = None
+) -> onnx.ModelProto:
+    """The traced graph of a component with this signature, folded and settled.
+
+    `weights` stand for those that are inputs of the graph; no shape depends on their values.
+    """
+    model = _fold(_settle_shapes(_fold(model), wanted, weights or {}))
     prune(model.graph)
     return model
 
@@ -65,7 +72,9 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(Path(folder) / "model.onnx")
 
 
-def _settle_shapes(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto:
+def _settle_shapes(
+    model: onnx.ModelProto, wanted: Signature, weights: Mapping[str, NDArray[np.float32]]
+) -> onnx.ModelProto:
     """Replace what a traced graph computes from shapes by constants, where the batch does not change it.
 
     Such a graph works out every shape anew in every call, in more nodes than do the work. Two runs with
@@ -80,7 +89,8 @@ def _settle_shapes(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto
     reshapes = {n.output[0]: n for n in graph.node if n.op_type == "Reshape" and n.input[1] in derived}
     names = [*derived, *reshapes]
     two, three = (
-        [np.asarray(a) for a in _probe(model, names, dummy_inputs(wanted, n), wanted)] for n in (2, 3)
+        [np.asarray(a) for a in _probe(model, names, dummy_inputs(wanted, n), wanted, weights)]
+        for n in (2, 3)
     )
     settled: list[onnx.TensorProto] = []
     for name, first, second in zip(names, two, three, strict=True):
@@ -101,7 +111,11 @@ def _settle_shapes(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto
 
 
 def _probe(
-    model: onnx.ModelProto, names: list[str], inputs: tuple[torch.Tensor, ...], wanted: Signature
+    model: onnx.ModelProto,
+    names: list[str],
+    inputs: tuple[torch.Tensor, ...],
+    wanted: Signature,
+    weights: Mapping[str, NDArray[np.float32]],
 ) -> list[Any]:
     """The values of inner tensors for one set of inputs."""
     if not names:
@@ -117,6 +131,7 @@ def _probe(
     )
     taken = {value.name for value in session.get_inputs()}
     feed = {s.name: t.numpy() for s, t in zip(wanted.inputs, inputs, strict=True) if s.name in taken}
+    feed |= {name: weight for name, weight in weights.items() if name in taken}
     values: list[Any] = session.run(names, feed)
     return values
 

@@ -1,18 +1,26 @@
 """The structure of a component: its graph without weights, and where in the checkpoint each weight lies.
 
-Knows how a module is built without weights; what the graph computes is written or traced elsewhere.
+Knows how a module is built without weights and which files it is made of; what the graph computes is written
+in `language` or traced in `traced`.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from storyv_lite.checkpoint import WEIGHTS
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.export.capture import check_signature, quiet
 from storyv_lite.export.language import language_graph
-from storyv_lite.export.weights import Structure, Weight, of_folder
+from storyv_lite.export.traced import Origins, empty, traced_structure
+from storyv_lite.export.weights import Structure, Weights, of_folder
 from storyv_lite.modeling.checkpoints import misfit, new_component, refuse_misfits
+from storyv_lite.modeling.components import build
+
+HEAD = "lm_head.weight"  # which drawing does not need, and which may be tied to the table
 
 
 @contextmanager
@@ -21,24 +29,43 @@ def structure_of(component: Component, checkpoint: Path, dims: Dimensions) -> It
 
     Raises `BundleError` for a faulty checkpoint, `ConfigError` for a model that cannot be written.
     """
-    wanted = signature(component, dims)
-    if component is not Component.LANGUAGE_MODEL:
-        raise NotImplementedError(component)
+    with ExitStack() as opened:
+        if component is Component.LANGUAGE_MODEL:
+            folder = checkpoint / component
+            module, weights = _bare(folder), opened.enter_context(of_folder(folder))
+            _check(module, weights, folder)
+            yield _language(module, weights, dims)
+            return
+        origins: Origins = {}
+
+        def load(folder: Path) -> nn.Module:
+            module, weights = _bare(folder), opened.enter_context(of_folder(folder))
+            _check(module, weights, folder)
+            return empty(module, weights, origins).eval()
+
+        with quiet():
+            whole = build(component, checkpoint, dims, load)
+        yield traced_structure(whole, origins, component, dims)
+
+
+def _language(module: Any, weights: Weights, dims: Dimensions) -> Structure:
+    wanted = signature(Component.LANGUAGE_MODEL, dims)
+    prefix = f"{module.base_model_prefix}."
+    own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+    structure = language_graph(module.base_model, own, wanted)
+    check_signature(structure.model, wanted, Component.LANGUAGE_MODEL)
+    return structure
+
+
+def _bare(folder: Path) -> Any:
+    """The module of a component's folder without weights, its small tables of positions computed."""
     from accelerate import init_empty_weights
 
-    folder = checkpoint / component
     with quiet(), init_empty_weights(include_buffers=False):
-        module = new_component(folder)
-    with of_folder(folder) as weights:
-        own = module.state_dict()
-        problems = [p for name, weight in weights.items() if (p := misfit(name, weight.shape, own))]
-        head = ("lm_head.weight",)  # which drawing does not need, and which may be tied to the table
-        refuse_misfits(folder / WEIGHTS, problems, [name for name in own if name not in {*weights, *head}])
-        prefix = f"{module.base_model_prefix}."
-        structure = language_graph(module.base_model, _below(weights, prefix), wanted)
-        check_signature(structure.model, wanted, component)
-        yield structure
+        return new_component(folder)
 
 
-def _below(weights: dict[str, Weight], prefix: str) -> dict[str, Weight]:
-    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+def _check(module: nn.Module, weights: Weights, folder: Path) -> None:
+    own = module.state_dict()
+    problems = [problem for name, weight in weights.items() if (problem := misfit(name, weight.shape, own))]
+    refuse_misfits(folder / WEIGHTS, problems, [name for name in own if name not in {*weights, HEAD}])
