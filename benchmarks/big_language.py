@@ -51,6 +51,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         **LAYERS,
     },
 }
+INTO_RESIDUAL = ("o_proj.weight", "out_proj.weight", "down_proj.weight", "fc2.weight")
 HISTORY, FRAME = 140, 70  # tokens behind which a frame is read, and of the frame
 INT4 = QuantScheme("int4-block32", Method.BLOCK4, accuracy_level=4)
 LLM = Component.LANGUAGE_MODEL
@@ -83,7 +84,9 @@ def make(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     (component / "config.json").write_text(json.dumps(config))
     with init_empty_weights():
         shapes = {name: tuple(t.shape) for name, t in new_component(component).state_dict().items()}
-    return {"parameters": write_random(component, config, shapes, without=("lm_head.weight",))}
+    layers = config["num_hidden_layers"]
+    count = write_random(component, config, shapes, ("lm_head.weight",), INTO_RESIDUAL, layers)
+    return {"parameters": count}
 
 
 def export(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:

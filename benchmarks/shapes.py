@@ -17,10 +17,19 @@ WEIGHTS = "model"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def write_random(folder: Path, config: Mapping[str, Any], shapes: Shapes, without: tuple[str, ...] = ()) -> int:
+def write_random(
+    folder: Path,
+    config: Mapping[str, Any],
+    shapes: Shapes,
+    without: tuple[str, ...] = (),
+    into_residual: tuple[str, ...] = (),
+    layers: int = 1,
+) -> int:
     """Write `config.json` and float16 tensors of these shapes; returns how many weights there are.
 
-    Norms are near one, everything else is normal with a deviation of 0.02. Tensors whose names end in one of
+    Norms are near one, everything else is normal with a deviation of 0.02; products that add to the residual
+    stream (names that end in one of `into_residual`) with that over the root of twice the `layers`, as deep
+    models begin: without it every rounding doubles from layer to layer. Tensors whose names end in one of
     `without` are left out. What is there already, from an earlier run, is kept.
     """
     kept = {name: shape for name, shape in shapes.items() if not name.endswith(without or ("\n",))}
@@ -30,7 +39,8 @@ def write_random(folder: Path, config: Mapping[str, Any], shapes: Shapes, withou
     names = [f"{WEIGHTS}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for index, (name, shard) in enumerate(zip(names, shards, strict=True)):
         if not (folder / name).exists():
-            _write_shard(folder / name, shard, np.random.default_rng(index))
+            deep = {tensor: (2 * layers) ** -0.5 for tensor in shard if tensor.endswith(into_residual or "\n")}
+            _write_shard(folder / name, shard, deep, np.random.default_rng(index))
     weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     (folder / f"{WEIGHTS}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(config, indent=1))
@@ -50,7 +60,9 @@ def _shards(shapes: Shapes) -> Iterator[dict[str, tuple[int, ...]]]:
     yield shard
 
 
-def _write_shard(path: Path, shapes: Shapes, random: np.random.Generator) -> None:
+def _write_shard(
+    path: Path, shapes: Shapes, factors: Mapping[str, float], random: np.random.Generator
+) -> None:
     header, end = dict[str, Any](), 0
     for name, shape in shapes.items():
         begin, end = end, end + 2 * int(np.prod(shape))
@@ -61,13 +73,15 @@ def _write_shard(path: Path, shapes: Shapes, random: np.random.Generator) -> Non
     with new.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
-            stream.write(memoryview(_values(name, shape, random).reshape(-1)).cast("B"))
+            stream.write(memoryview(_values(name, shape, factors.get(name, 1.0), random).reshape(-1)).cast("B"))
     new.rename(path)
 
 
-def _values(name: str, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[np.float16]:
+def _values(
+    name: str, shape: tuple[int, ...], factor: float, random: np.random.Generator
+) -> NDArray[np.float16]:
     values = random.standard_normal(shape, dtype=np.float32)
-    values *= np.float32(0.02)
+    values *= np.float32(0.02 * factor)
     if len(shape) == 1 and name.endswith("weight"):  # of a norm
         values += np.float32(1.0)
     return values.astype(np.float16)

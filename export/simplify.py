@@ -5,7 +5,6 @@ it loads.
 """
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from storyv_lite.components import Signature
 from storyv_lite.export.specs import dummy_inputs
@@ -22,14 +22,9 @@ from storyv_lite.export.specs import dummy_inputs
 NAMED = ("Conv", "MatMul", "Gemm", "Gather", "MatMulNBits")  # nodes with weights keep their module path
 
 
-def simplify(
-    model: onnx.ModelProto, wanted: Signature, weights: Mapping[str, NDArray[np.float32]] | None = None
-) -> onnx.ModelProto:
-    """The traced graph of a component with this signature, folded and settled.
-
-    `weights` stand for those that are inputs of the graph; no shape depends on their values.
-    """
-    model = _fold(_settle_shapes(_fold(model), wanted, weights or {}))
+def simplify(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto:
+    """The traced graph of a component with this signature, folded and settled; weights may be inputs of it."""
+    model = _fold(_settle_shapes(_fold(model), wanted))
     prune(model.graph)
     return model
 
@@ -72,13 +67,11 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(Path(folder) / "model.onnx")
 
 
-def _settle_shapes(
-    model: onnx.ModelProto, wanted: Signature, weights: Mapping[str, NDArray[np.float32]]
-) -> onnx.ModelProto:
+def _settle_shapes(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto:
     """Replace what a traced graph computes from shapes by constants, where the batch does not change it.
 
-    Such a graph works out every shape anew in every call, in more nodes than do the work. Two runs with
-    different batches show which values follow it; a Reshape may have one such axis, which becomes -1.
+    Such a graph works out every shape anew in every call, in more nodes than do the work. Two batches show
+    which values follow it; a Reshape may have one such axis, which becomes -1.
     """
     graph = model.graph
     known = {tensor.name for tensor in graph.initializer}
@@ -87,21 +80,16 @@ def _settle_shapes(
         if node.op_type == "Shape" or all(name in known or name in derived for name in node.input if name):
             derived.update(dict.fromkeys(node.output, node))
     reshapes = {n.output[0]: n for n in graph.node if n.op_type == "Reshape" and n.input[1] in derived}
-    names = [*derived, *reshapes]
-    two, three = (
-        [np.asarray(a) for a in _probe(model, names, dummy_inputs(wanted, n), wanted, weights)]
-        for n in (2, 3)
-    )
+    two, three = (_probe(model, list(derived), list(reshapes), dummy_inputs(wanted, n), wanted) for n in (2, 3))
     settled: list[onnx.TensorProto] = []
-    for name, first, second in zip(names, two, three, strict=True):
+    for name, first in two.items():
+        second = three[name]
         if name in derived and first.shape == second.shape and (first == second).all():
             settled.append(numpy_helper.from_array(first, name))
-        elif name in reshapes:
-            axes, others = np.array(first.shape), np.array(second.shape)
-            if (axes != others).sum() <= 1:
-                reshapes[name].input[1] = f"{name}.shape"
-                shape = np.where(axes == others, axes, -1).astype(np.int64)
-                settled.append(numpy_helper.from_array(shape, f"{name}.shape"))
+        elif name in reshapes and (first != second).sum() <= 1:
+            reshapes[name].input[1] = f"{name}.shape"
+            shape = np.where(first == second, first, -1).astype(np.int64)
+            settled.append(numpy_helper.from_array(shape, f"{name}.shape"))
     done = {tensor.name for tensor in settled}
     kept = [node for node in graph.node if not set(node.output) <= done]
     del graph.node[:]
@@ -112,28 +100,105 @@ def _settle_shapes(
 
 def _probe(
     model: onnx.ModelProto,
-    names: list[str],
+    derived: list[str],
+    reshapes: list[str],
     inputs: tuple[torch.Tensor, ...],
     wanted: Signature,
-    weights: Mapping[str, NDArray[np.float32]],
-) -> list[Any]:
-    """The values of inner tensors for one set of inputs."""
-    if not names:
-        return []
+) -> dict[str, NDArray[Any]]:
+    """Values of `derived` and shapes of `reshapes` for inputs of these shapes.
+
+    No layer runs and no weight is needed where every axis follows from those of the inputs.
+    """
+    if not derived and not reshapes:
+        return {}
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
+    feed = {spec.name: tensor.numpy() for spec, tensor in zip(wanted.inputs, inputs, strict=True)}
+    for value in probe.graph.input:
+        for axis, size in zip(value.type.tensor_type.shape.dim, feed.get(value.name, _NONE).shape, strict=False):
+            axis.dim_value = size
+    for node in probe.graph.node:
+        if node.op_type == "MultiHeadAttention":  # whose shape is that of its queries
+            query, answer = node.input[0], node.output[0]
+            node.CopyFrom(helper.make_node("Identity", [query], [answer]))
+    known: dict[str, NDArray[Any]] = {}
+    while True:
+        shapes = _shapes(probe)
+        fresh = _derive(probe.graph, set(derived), known, shapes)
+        if not fresh:
+            break
+        known |= fresh
+        constants = [numpy_helper.from_array(value, name) for name, value in fresh.items()]
+        kept = [node for node in probe.graph.node if not set(node.output) <= fresh.keys()]
+        del probe.graph.node[:]
+        probe.graph.node.extend(kept)
+        probe.graph.initializer.extend(constants)
+    found = {name: np.array(shapes[name]) for name in reshapes if name in shapes}
+    if len(known) + len(found) < len(derived) + len(reshapes):
+        return _run(model, derived, reshapes, feed)
+    return {name: known[name] for name in derived} | found
+
+
+_NONE = np.zeros(())
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of inner tensors, as far as they follow from those of the inputs."""
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        axes = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(axis.HasField("dim_value") for axis in axes):
+            shapes[value.name] = tuple(axis.dim_value for axis in axes)
+    return shapes
+
+
+def _derive(
+    graph: onnx.GraphProto,
+    derived: set[str],
+    known: dict[str, NDArray[Any]],
+    shapes: dict[str, tuple[int, ...]],
+) -> dict[str, NDArray[Any]]:
+    """Values of `derived` that are not yet known and follow from shapes."""
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer} | known
+    fresh: dict[str, NDArray[Any]] = {}
+    for node in graph.node:
+        if not set(node.output) <= derived or set(node.output) <= known.keys():
+            continue
+        if node.op_type == "Shape":
+            if node.input[0] in shapes:
+                start, stop = (_axis(node, name) for name in ("start", "end"))
+                fresh[node.output[0]] = np.array(shapes[node.input[0]][start:stop], dtype=np.int64)
+        elif all(name in values or name in fresh for name in node.input if name):
+            inputs = {name: fresh.get(name, values.get(name)) for name in node.input if name}
+            answers = ReferenceEvaluator(node).run(None, inputs)
+            fresh.update(zip(node.output, map(np.asarray, answers), strict=True))
+    return fresh
+
+
+def _axis(node: onnx.NodeProto, name: str) -> int | None:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), None)
+
+
+def _run(
+    model: onnx.ModelProto, derived: list[str], reshapes: list[str], feed: dict[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """The same by running the graph, where inference does not know an operator."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    probe.graph.node.extend(helper.make_node("Shape", [name], [f"{name}.probed"]) for name in reshapes)
+    outputs = [*derived, *(f"{name}.probed" for name in reshapes)]
     del probe.graph.output[:]
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
         probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    taken = {value.name for value in session.get_inputs()}
-    feed = {s.name: t.numpy() for s, t in zip(wanted.inputs, inputs, strict=True) if s.name in taken}
-    feed |= {name: weight for name, weight in weights.items() if name in taken}
-    values: list[Any] = session.run(names, feed)
-    return values
+    taken = {value.name: value.shape for value in session.get_inputs()}
+    # weights that are inputs are pages of nothing: no shape depends on them
+    given = {n: feed[n] if n in feed else np.zeros(shape, np.float32) for n, shape in taken.items()}
+    return dict(zip([*derived, *reshapes], map(np.asarray, session.run(outputs, given)), strict=True))
 
 
 def prune(graph: onnx.GraphProto) -> None:

@@ -12,9 +12,13 @@ GRAPHS: tuple[Component, ...] = tuple(
 )
 
 
+# Cells per side of pictures and latents that a large component is traced on.
+SMALL = {"height": 8, "width": 8}
+
+
 def dummy_inputs(signature: Signature, batch: int = 2) -> tuple[Tensor, ...]:
     """Inputs to trace with: every free axis 2 or more, so that no size is mistaken for a constant 1."""
-    free = {"batch": batch, "characters": batch, "sequence": 3, "past": 5, "total": 8}
+    free = {"batch": batch, "characters": batch, "sequence": 3, "past": 5, "total": 8, **SMALL}
     random = torch.Generator().manual_seed(0)
 
     def tensors() -> Iterator[Tensor]:

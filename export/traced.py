@@ -5,6 +5,7 @@ everywhere in its shape. What the tracer computes from weights alone (a matrix t
 reference that does the same when it is read.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,14 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
+from torch.onnx import symbolic_helper
 
-from storyv_lite.components import Component, Dimensions, signature
+from storyv_lite.components import Component, Dimensions, Signature, TensorSpec, signature
 from storyv_lite.export.capture import check_signature, clean, trace
 from storyv_lite.export.simplify import simplify
+from storyv_lite.export.specs import SMALL
 from storyv_lite.export.weights import Structure, Weight, Weights, placeholder
+from storyv_lite.quantization import DRAWING
 
 Array = NDArray[Any]
 Origins = dict[int, Weight]  # by the identity of a module's parameter
@@ -36,9 +40,11 @@ def traced_structure(module: nn.Module, origins: Origins, component: Component, 
     for part in module.modules():
         if isinstance(part, UNet2DConditionModel):
             part.set_attn_processor(FusedAttnProcessor())
+        elif type(part) in (nn.Conv2d, nn.Linear):
+            part.forward = partial(_idle, part)
     named = dict(module.named_parameters(remove_duplicate=False))
     weights = {name: origins[id(parameter)] for name, parameter in named.items()}
-    model = trace(module, wanted, weights=False)
+    model = trace(module, _opened(wanted, component), weights=False)
     buffers = {name: buffer for name, buffer in module.named_buffers() if name not in weights}
     for value in list(model.graph.input):
         if value.name in buffers:  # a small table, which is there
@@ -47,9 +53,7 @@ def traced_structure(module: nn.Module, origins: Origins, component: Component, 
             model.graph.input.remove(value)
     taken = {value.name for value in model.graph.input}
     weights = {name: weight for name, weight in weights.items() if name in taken}
-    zeros = {name: np.zeros(weight.shape, np.float32) for name, weight in weights.items()}  # pages of nothing
-    model = simplify(model, wanted, zeros)
-    del zeros
+    model = simplify(model, wanted)
     weights = _settle_weights(model.graph, weights)
     inputs = [value for value in model.graph.input if value.name not in weights]
     del model.graph.input[:]
@@ -59,6 +63,17 @@ def traced_structure(module: nn.Module, origins: Origins, component: Component, 
     model.graph.initializer.extend(placeholder(name, weight) for name, weight in weights.items())
     check_signature(model, wanted, component)
     return Structure(clean(model, wanted), weights)
+
+
+def _opened(wanted: Signature, component: Component) -> Signature:
+    """With the sides of latents left open where a component draws: traced on few cells, it computes little."""
+    if component not in DRAWING:
+        return wanted
+
+    def opened(spec: TensorSpec) -> TensorSpec:
+        return replace(spec, axes=(*spec.axes[:2], *SMALL)) if len(spec.axes) == 4 else spec
+
+    return Signature(tuple(map(opened, wanted.inputs)), wanted.outputs)
 
 
 def empty(module: nn.Module, weights: Weights, origins: Origins) -> nn.Module:
@@ -102,6 +117,49 @@ class _MultiHeadAttention(torch.autograd.Function):
         apart = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value)]
         mixed = torch.nn.functional.scaled_dot_product_attention(*apart, scale=scale)
         return mixed.transpose(1, 2).flatten(2)
+
+
+def _idle(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """What a layer is in a trace: its node, and an answer of the right shape that nothing was computed for."""
+    inputs = [hidden, *(t for t in (layer.weight, layer.bias) if t is not None)]  # the exporter knows no None
+    answer: Tensor
+    answer = _Linear.apply(*inputs) if isinstance(layer, nn.Linear) else _Conv.apply(layer, *inputs)
+    return answer
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def symbolic(g: Any, hidden: Any, weight: Any, *bias: Any) -> Any:
+        if symbolic_helper._get_tensor_rank(hidden) == 2 and bias:
+            return g.op("Gemm", hidden, weight, *bias, transB_i=1)
+        product = g.op("MatMul", hidden, g.op("Transpose", weight, perm_i=[1, 0]))
+        return g.op("Add", product, *bias) if bias else product
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
+        return hidden.new_zeros((*hidden.shape[:-1], weight.shape[0]))
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def symbolic(g: Any, layer: nn.Conv2d, hidden: Any, weight: Any, *bias: Any) -> Any:
+        return g.op(
+            "Conv",
+            hidden,
+            weight,
+            *bias,
+            dilations_i=layer.dilation,
+            group_i=layer.groups,
+            kernel_shape_i=layer.kernel_size,
+            pads_i=[*layer.padding, *layer.padding],
+            strides_i=layer.stride,
+        )
+
+    @staticmethod
+    def forward(ctx: Any, layer: nn.Conv2d, hidden: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
+        sides = zip(hidden.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
+        cells = [(size + 2 * int(p) - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in sides]
+        return hidden.new_zeros((hidden.shape[0], weight.shape[0], *cells))
 
 
 def _settle_weights(graph: onnx.GraphProto, weights: Weights) -> dict[str, Weight]:
