@@ -1,4 +1,4 @@
-"""A language model of 7 B weights on a small machine: exported in 4 bits, killed, taken up again, read by parts.
+"""A language model of 7 B weights on a small machine: exported in 4 bits, killed on the way, read.
 
 Run `python -m storyv_lite.benchmarks.big_language FOLDER`; FOLDER needs 20 GB for each model. Every step is a
 process of its own, whose peak of resident memory is printed: the export, which is killed after half of its
@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,20 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     layers, positions = config["num_hidden_layers"], config["max_position_embeddings"]
     return Dimensions(
-        512, 4, 64, 77, 768, 224, config["vocab_size"], hidden, layers, heads, hidden // heads, positions, 8, 4
+        512,
+        4,
+        64,
+        77,
+        768,
+        224,
+        config["vocab_size"],
+        hidden,
+        layers,
+        heads,
+        hidden // heads,
+        positions,
+        8,
+        4,
     )
 
 
@@ -207,7 +220,7 @@ def kill_after(folder: Path, model: str, parts: int) -> int:
     return len(list((folder / "records").glob("*.json")))
 
 
-def table(rows: list[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: what each step took."""
     lines = [
         "| model | weights | 4-bit bytes | parts | export, peak | read 70 behind 140 | peak | SNR | cosine |",
@@ -254,7 +267,10 @@ def main() -> int:
         return _step(given.step)
     if given.folder is None:
         parser.error("a folder with 20 GB of room is needed")
-    rows = [measure(model, given.folder, lambda text: print(text, file=sys.stderr)) for model in given.model or MODELS]
+    rows = [
+        measure(model, given.folder, lambda text: print(text, file=sys.stderr))
+        for model in given.model or MODELS
+    ]
     if given.record:
         content = {"rows": rows, "machine": this_machine().as_dict(), "versions": versions()}
         given.record.write_text(json.dumps(content, indent=1) + "\n")

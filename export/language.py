@@ -74,7 +74,7 @@ class _Decoder:
         self.counts = _lengths(self.graph)
 
     def linear(self, hidden: str, name: str, layer: str, *parts: str) -> str:
-        """One product with the weights of `parts` of a layer, side by side, and their biases if they have any."""
+        """One product with the weights of `parts` of a layer, side by side, and their biases."""
         names = [f"{layer}.{part}" for part in parts]
         biases = [self.weights[f"{n}.bias"] for n in names if f"{n}.bias" in self.weights]
         return self.graph.linear(hidden, name, [self.weights[f"{n}.weight"] for n in names], biases)
@@ -105,13 +105,13 @@ class _Decoder:
             inputs.append(self.graph.weight(f"{name}.bias", self.weights[f"{source}.bias"]))
         return tuple(inputs)
 
-    def skip_norm(self, update: str, residual: str, source: str, name: str, states: str = "") -> tuple[str, str]:
+    def skip_norm(
+        self, update: str, residual: str, source: str, name: str, states: str = ""
+    ) -> tuple[str, str]:
         """Add `update` to the residual stream; its sum and its norm."""
         outputs = (states or f"{name}.out", "", "", f"{name}.sum")
         inputs = (update, residual, *self.norm_inputs(source, name))
-        self.graph.node(
-            self.norm_op, inputs, f"/{name}", outputs, domain=CONTRIB, epsilon=self.epsilon
-        )
+        self.graph.node(self.norm_op, inputs, f"/{name}", outputs, domain=CONTRIB, epsilon=self.epsilon)
         return outputs[3], outputs[0]
 
     @property

@@ -61,7 +61,8 @@ class InGraph:
     """Weights that lie in the graph itself."""
 
     def read(self, tensor: onnx.TensorProto) -> Array:
-        return numpy_helper.to_array(tensor)
+        value: Array = numpy_helper.to_array(tensor)
+        return value
 
     def store(self, name: str, value: Array) -> onnx.TensorProto:
         return numpy_helper.from_array(np.ascontiguousarray(value), name)

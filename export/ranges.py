@@ -1,7 +1,7 @@
-"""Ranges of activations of a component that does not fit into memory: its float32 parts run one after another.
+"""Ranges of activations of a component larger than memory: its float32 parts run one after another.
 
-Knows how a part is made to show its inner tensors; how a range is chosen is `calibrate`'s business. Ranges are
-kept in a file, from which 8-bit graphs are written without running anything.
+Knows how a part is made to show its inner tensors; how a range is chosen is `calibrate`'s business.
+Ranges are kept in a file, from which 8-bit graphs are written without running anything.
 """
 
 import json
@@ -26,7 +26,7 @@ from storyv_lite.export.quantize import Ranges
 from storyv_lite.export.stream import PART_BYTES
 from storyv_lite.export.structures import structure_of
 from storyv_lite.export.weights import Structure
-from storyv_lite.memory import return_freed_memory, trim_freed_memory
+from storyv_lite.memory import give_back_freed_memory, return_freed_memory
 from storyv_lite.quantization import QuantScheme
 from storyv_lite.runtime.disk import write_file
 
@@ -68,7 +68,7 @@ def ranges_by_parts(
                     del tensors[name]
             del session, answers
             shutil.rmtree(work)
-            trim_freed_memory()
+            give_back_freed_memory()
     return {name: choose_range(np.concatenate(found)) for name, found in samples.items()}
 
 

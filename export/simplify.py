@@ -23,7 +23,7 @@ NAMED = ("Conv", "MatMul", "Gemm", "Gather", "MatMulNBits")  # nodes with weight
 
 
 def simplify(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto:
-    """The traced graph of a component with this signature, folded and settled; weights may be inputs of it."""
+    """The traced graph of a component with this signature, folded and settled; weights may be its inputs."""
     model = _fold(_settle_shapes(_fold(model), wanted))
     prune(model.graph)
     return model
@@ -80,7 +80,9 @@ def _settle_shapes(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto
         if node.op_type == "Shape" or all(name in known or name in derived for name in node.input if name):
             derived.update(dict.fromkeys(node.output, node))
     reshapes = {n.output[0]: n for n in graph.node if n.op_type == "Reshape" and n.input[1] in derived}
-    two, three = (_probe(model, list(derived), list(reshapes), dummy_inputs(wanted, n), wanted) for n in (2, 3))
+    two, three = (
+        _probe(model, list(derived), list(reshapes), dummy_inputs(wanted, n), wanted) for n in (2, 3)
+    )
     settled: list[onnx.TensorProto] = []
     for name, first in two.items():
         second = three[name]
@@ -115,7 +117,9 @@ def _probe(
     probe.CopyFrom(model)
     feed = {spec.name: tensor.numpy() for spec, tensor in zip(wanted.inputs, inputs, strict=True)}
     for value in probe.graph.input:
-        for axis, size in zip(value.type.tensor_type.shape.dim, feed.get(value.name, _NONE).shape, strict=False):
+        for axis, size in zip(
+            value.type.tensor_type.shape.dim, feed.get(value.name, _NONE).shape, strict=False
+        ):
             axis.dim_value = size
     for node in probe.graph.node:
         if node.op_type == "MultiHeadAttention":  # whose shape is that of its queries

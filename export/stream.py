@@ -51,15 +51,14 @@ def stream_component(
     records: Path,
     part_bytes: int | None = PART_BYTES,
     ranges: Ranges | None = None,
-    allow_degraded: bool = False,
     progress: Progress = lambda message: None,
 ) -> Variant:
     """Write the graphs of one component into `folder/COMPONENT` and return what the manifest says of them.
 
-    Parts recorded in `records` are taken as they are. `part_bytes` None makes one part. Weights in blocks are
-    rounded to nearest: other ways need the wide graph to run. `ranges` are needed for static layers.
-    Raises `ParityError` for weights too far from what they were (unless `allow_degraded`), `BundleError` for a
-    faulty checkpoint, `OutputError` for a full disk.
+    Parts recorded in `records` are taken as they are. `part_bytes` None makes one part. Weights in blocks
+    are rounded to nearest: other ways need the wide graph to run. `ranges` are needed for static layers.
+    Raises `ParityError` for weights too far from what they were, `BundleError` for a faulty checkpoint,
+    `OutputError` for a full disk.
     """
     return_freed_memory()
     scheme = replace(scheme, rounding=Rounding.NEAREST)
@@ -74,14 +73,16 @@ def stream_component(
             done = _recorded(record, folder)
             if done is None:
                 progress(f"{component}: write part {index + 1} of {len(parts)} as {scheme.name}")
-                done = _write(part, component, scheme, ranges, folder, name, allow_degraded)
+                done = _write(part, component, scheme, ranges, folder, name)
                 content = {"part": asdict(done.part), "stored": list(map(asdict, done.stored))}
                 write_file(record, json.dumps({**content, "errors": done.errors}).encode())
             written.append(done)
     bits = {bits for one in written for bits in one.errors}
     parity = {f"weights_{b}_bits_snr_db": min(w.errors[b] for w in written if b in w.errors) for b in bits}
     entries = _merged(entry for one in written for entry in one.stored)
-    return Variant(scheme.name, "onnx", tuple(one.part for one in written), parity, coverage_of(entries, scheme))
+    return Variant(
+        scheme.name, "onnx", tuple(one.part for one in written), parity, coverage_of(entries, scheme)
+    )
 
 
 def check_space(place: Path, needed: int) -> None:
@@ -113,14 +114,13 @@ def _write(
     ranges: Ranges | None,
     folder: Path,
     name: str,
-    allow_degraded: bool,
 ) -> Written:
     graph, data = folder / component / name, folder / component / name.replace(GRAPH, DATA)
     if data == graph:
         data = graph.with_name(f"{name}.data")
     with DataFile(data, part.weights, component) as vault:
         quantized = quantize(clean(part.model), scheme, ranges, vault=vault)
-    refuse([] if allow_degraded else vault.failures)
+    refuse(vault.failures)
     graph.write_bytes(shorten(quantized.model).SerializeToString(deterministic=True))
     with graph.open("rb") as stream:
         os.fsync(stream.fileno())
@@ -159,8 +159,7 @@ def _merged(stored: Iterable[Stored]) -> Sequence[Stored]:
     for entry in stored:
         before = merged.get(entry.layer)
         if before is not None:
-            sums = {"parameters": before.parameters + entry.parameters, "bytes": before.bytes + entry.bytes}
-            entry = replace(before, **sums)
+            parameters = before.parameters + entry.parameters
+            entry = replace(before, parameters=parameters, bytes=before.bytes + entry.bytes)
         merged[entry.layer] = entry
     return list(merged.values())
-

@@ -1,8 +1,8 @@
 """The structure of a traced component: the trace runs on weights that take no memory and gives none away.
 
 Knows torch's exporter and how a module is built around placeholders: each weight is one number seen from
-everywhere in its shape. What the tracer computes from weights alone (a matrix turned, an axis added) becomes a
-reference that does the same when it is read.
+everywhere in its shape, and layers answer without computing. What is worked out from weights alone (a matrix
+turned, an axis added) becomes a reference that does the same when it is read.
 """
 
 from dataclasses import replace
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.onnx import symbolic_helper
 
 from storyv_lite.components import Component, Dimensions, Signature, TensorSpec, signature
@@ -31,7 +32,9 @@ Array = NDArray[Any]
 Origins = dict[int, Weight]  # by the identity of a module's parameter
 
 
-def traced_structure(module: nn.Module, origins: Origins, component: Component, dims: Dimensions) -> Structure:
+def traced_structure(
+    module: nn.Module, origins: Origins, component: Component, dims: Dimensions
+) -> Structure:
     """The graph of a module of placeholders, as `capture` gives it, its weights by reference.
 
     Raises `ParityError` when names, types or fixed axes differ from the signature table.
@@ -66,7 +69,7 @@ def traced_structure(module: nn.Module, origins: Origins, component: Component, 
 
 
 def _opened(wanted: Signature, component: Component) -> Signature:
-    """With the sides of latents left open where a component draws: traced on few cells, it computes little."""
+    """With the sides of latents left open where a component draws: it is traced on few cells."""
     if component not in DRAWING:
         return wanted
 
@@ -77,7 +80,7 @@ def _opened(wanted: Signature, component: Component) -> Signature:
 
 
 def empty(module: nn.Module, weights: Weights, origins: Origins) -> nn.Module:
-    """`module`, built on the meta device, with placeholders where its parameters were; `origins` learns them."""
+    """`module`, built without weights, with placeholders where they were, which `origins` learns."""
     for name, parameter in list(module.named_parameters(remove_duplicate=False)):
         path, _, attribute = name.rpartition(".")
         owner = module.get_submodule(path)
@@ -100,7 +103,7 @@ class FusedAttnProcessor:
     ) -> Tensor:
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         inputs = attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)
-        out: Tensor = attn.to_out[0](_MultiHeadAttention.apply(*inputs, attn.heads, float(attn.scale)))
+        out: Tensor = attn.to_out[0](_attend(*inputs, attn.heads, float(attn.scale)))
         return out
 
 
@@ -114,16 +117,14 @@ class _MultiHeadAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float) -> Tensor:
-        apart = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value)]
-        mixed = torch.nn.functional.scaled_dot_product_attention(*apart, scale=scale)
-        return mixed.transpose(1, 2).flatten(2)
+        q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value))
+        return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
 
 
 def _idle(layer: nn.Module, hidden: Tensor) -> Tensor:
-    """What a layer is in a trace: its node, and an answer of the right shape that nothing was computed for."""
+    """What a layer is in a trace: its node, and an answer of the right shape, not computed."""
     inputs = [hidden, *(t for t in (layer.weight, layer.bias) if t is not None)]  # the exporter knows no None
-    answer: Tensor
-    answer = _Linear.apply(*inputs) if isinstance(layer, nn.Linear) else _Conv.apply(layer, *inputs)
+    answer: Tensor = _linear(*inputs) if isinstance(layer, nn.Linear) else _convolve(layer, *inputs)
     return answer
 
 
@@ -157,9 +158,15 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, layer: nn.Conv2d, hidden: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
-        sides = zip(hidden.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
-        cells = [(size + 2 * int(p) - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in sides]
+        shape: Any = (hidden.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride)
+        sides = zip(*shape, strict=True)
+        cells = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in sides]
         return hidden.new_zeros((hidden.shape[0], weight.shape[0], *cells))
+
+
+_attend: Any = _MultiHeadAttention.apply
+_linear: Any = _Linear.apply
+_convolve: Any = _Conv.apply
 
 
 def _settle_weights(graph: onnx.GraphProto, weights: Weights) -> dict[str, Weight]:
@@ -190,5 +197,5 @@ def _derive(node: onnx.NodeProto, inputs: dict[str, Array], weights: dict[str, W
 def _apply(node: onnx.NodeProto, inputs: dict[str, Array]) -> Array:
     if node.op_type == "Transpose":  # a view
         return inputs[node.input[0]].transpose(node.attribute[0].ints)
-    answer: Array = ReferenceEvaluator(node).run(None, inputs)[0]  # type: ignore[index, assignment]
+    answer: Array = ReferenceEvaluator(node).run(None, inputs)[0]
     return answer

@@ -56,7 +56,7 @@ def of_module(module: nn.Module) -> dict[str, Weight]:
 
 @contextmanager
 def of_folder(folder: Path) -> Iterator[dict[str, Weight]]:
-    """The weights of a component's folder, on the disk. Raises `BundleError` for a missing or damaged file."""
+    """The weights of a component's folder, on the disk. Raises `BundleError` for a faulty file."""
     with open_shards(folder) as tensors:
         yield {name: _stored(tensor) for name, tensor in tensors.items()}
 

@@ -161,7 +161,13 @@ def _describe(checkpoint: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hashes(checkpoint: Path) -> dict[str, str]:
     """SHA-256 of every file that counts, by its path in the checkpoint."""
-    patterns = ("*/config.json", f"*/{WEIGHTS}", "scheduler/*.json", "tokenizers/*/tokenizer.json")
+    patterns = (
+        "*/config.json",
+        f"*/{WEIGHTS}",
+        "*/model-*.safetensors",
+        "scheduler/*.json",
+        "tokenizers/*/tokenizer.json",
+    )
     files = {
         file.relative_to(checkpoint).as_posix(): file
         for pattern in (*patterns, "characters/*", "vocabulary.json")

@@ -48,7 +48,7 @@ class StoredTensor:
         if kind is None:
             raise BundleError(f"a tensor of type {self.dtype} is no weight; {', '.join(_FLOATS)} are")
         stored = np.empty(self.shape, kind)
-        target, place = memoryview(stored.reshape(-1)).cast("B"), self.offset
+        target, place = stored.reshape(-1).view(np.uint8).data, self.offset
         while target:
             self.stream.seek(place)
             if not (count := self.stream.readinto(target)):  # type: ignore[attr-defined]
@@ -87,7 +87,9 @@ def open_shards(folder: Path, weights: str = "model.safetensors") -> Iterator[di
     files = [weights]
     if not (folder / weights).exists() and index.is_file():
         try:
-            files = sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+            files = sorted(
+                set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as damage:
             raise BundleError(f"`{index}` is damaged ({damage})", hint="storyv-lite train") from damage
     with ExitStack() as opened:

@@ -64,6 +64,12 @@ def export(
             "-o", "--out", metavar="FOLDER", help="Folder to write [default: bundles/PRESET-SCHEME]."
         ),
     ] = None,
+    low_memory: Annotated[
+        bool,
+        typer.Option(
+            "--low-memory", help="One tensor at a time, no calibration; a killed export is taken up again."
+        ),
+    ] = False,
     force: ForceOption = False,
     allow_degraded: Annotated[
         bool, typer.Option("--allow-degraded", help="Write although the parity gate fails.")
@@ -106,7 +112,15 @@ def export(
     from storyv_lite.export import assemble
     from storyv_lite.export.engines import add_engines
     from storyv_lite.export.mixed import Target
+    from storyv_lite.export.streamed import refuse_calibrated, stream_checkpoint
 
+    if low_memory:
+        if target != "onnx" or aims or allow_degraded:
+            raise ConfigError(
+                "`--low-memory` goes with no other target, no chosen widths and no lost weights",
+                "leave it out",
+            )
+        refuse_calibrated(chosen)
     builder = None if target == "onnx" else _builder(target)
     if checkpoint is None:
         checkpoint = assemble.newest_checkpoint(Path.cwd())
@@ -125,7 +139,12 @@ def export(
             if builder is not None:
                 engines.extend(add_engines(written, builder, folder, force, show))
 
-        assemble.export_checkpoint(checkpoint, folder, schemes, force, allow_degraded, aim, show, complete)
+        if low_memory:
+            stream_checkpoint(checkpoint, folder, schemes, force, progress=show)
+        else:
+            assemble.export_checkpoint(
+                checkpoint, folder, schemes, force, allow_degraded, aim, show, complete
+            )
     bundle = Bundle.open(folder)
     say(f"wrote {folder} ({format_bytes(bundle.total_bytes)}, {schemes})")
     told = say_quality(bundle)
@@ -142,7 +161,8 @@ def say_quality(bundle: Bundle) -> dict[str, object]:
     if bundle.degraded:
         failed = ", ".join(f"{one.component} {one.metric}" for one in bundle.degraded)
         warn(f"the bundle is degraded: {failed} missed the limit")
-    say("stories against full precision: " + ", ".join(f"{k} {v:g}" for k, v in bundle.parity.items()))
+    if bundle.parity:
+        say("stories against full precision: " + ", ".join(f"{k} {v:g}" for k, v in bundle.parity.items()))
     asked, reached = bundle.mixture.get("target_psnr_db"), bundle.parity.get("psnr_db")
     if asked is not None and reached is not None and reached < asked:
         warn(f"{asked:g} dB were asked for, these stories reach {reached:g}: a higher `--target-psnr` helps")

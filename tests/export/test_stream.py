@@ -1,4 +1,4 @@
-"""Export by parts: the same numbers as the export in memory, taken up again after a kill, never half a part."""
+"""Export by parts: the numbers of the export in memory, also after a kill, and never half a part."""
 
 import shutil
 from collections import Counter
@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from storyv_lite.bundle import Bundle, Variant
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.errors import ParityError
+from storyv_lite.export import rounding
 from storyv_lite.export.capture import GRAPH, capture, clean, load_graph, save_graph
 from storyv_lite.export.quantize import quantize
 from storyv_lite.export.simplify import shorten
@@ -87,7 +88,9 @@ def test_a_part_holds_no_more_weights_than_it_may(
 ) -> None:
     parts = stream(LANGUAGE, tiny_checkpoint, dims, INT4, tmp_path, 16_000).parts
     largest = 3 * dims.hidden_size * dims.hidden_size * 4.5 / 8
-    assert all(part.bytes < max(16_000, largest) + 32_000 for part in parts), "pages and graphs beside weights"
+    assert all(part.bytes < max(16_000, largest) + 32_000 for part in parts), (
+        "pages and graphs beside weights"
+    )
 
 
 def run(folder: Path, files: list[str], feeds: dict[str, Any]) -> dict[str, Any]:
@@ -125,10 +128,11 @@ def test_a_kill_loses_only_the_part_that_was_being_written(
 def test_weights_that_do_not_survive_are_refused(
     tiny_checkpoint: Path, dims: Dimensions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from storyv_lite.export import quantize as module
+    def turned(*given: Any) -> tuple[Any, Any]:
+        packed, scales = rounding.blocks(*given)
+        return packed ^ 0x88, scales
 
-    real = module.blocks
-    monkeypatch.setattr(module, "blocks", lambda *given: (real(*given)[0] ^ 0x88, real(*given)[1]))
+    monkeypatch.setattr("storyv_lite.export.quantize.blocks", turned)
     with pytest.raises(ParityError, match="`language_model` has weight_snr_db at `/layers.0"):
         stream(LANGUAGE, tiny_checkpoint, dims, INT4, tmp_path)
     assert not list((tmp_path / "records").iterdir())

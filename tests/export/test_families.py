@@ -1,4 +1,4 @@
-"""Written language models: every family answers as transformers' own module does, behind a cache or without."""
+"""Written language models: every family answers as transformers' own module does."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,11 @@ LLM = Component.LANGUAGE_MODEL
 def write(family: str, folder: Path, **options: Any) -> Dimensions:
     """A tiny checkpoint of one family, no two weights of which are alike."""
     name, more, dims = FAMILIES[family]
-    kept = {k: v for k, v in COMMON.items() if name != "OPT" or k not in ("intermediate_size", "num_key_value_heads")}
+    kept = {
+        k: v
+        for k, v in COMMON.items()
+        if name != "OPT" or k not in ("intermediate_size", "num_key_value_heads")
+    }
     config = getattr(transformers, f"{name}Config")(**{**kept, **more, **options})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -63,7 +67,9 @@ def write(family: str, folder: Path, **options: Any) -> Dimensions:
     return dims
 
 
-def session(folder: Path, dims: Dimensions, scheme: QuantScheme, part_bytes: int | None) -> OrtLanguageSession:
+def session(
+    folder: Path, dims: Dimensions, scheme: QuantScheme, part_bytes: int | None
+) -> OrtLanguageSession:
     variant = stream_component(LLM, folder, dims, scheme, folder / "out", folder / "records", part_bytes)
     wanted = signature(LLM, dims)
     paths = [str(folder / "out" / part.file) for part in variant.parts]
@@ -131,7 +137,7 @@ def test_a_sharded_checkpoint_is_read_across_its_files(tmp_path: Path) -> None:
     one = stream_component(LLM, tmp_path, dims, INT4, tmp_path / "out", tmp_path / "records")
     whole = tmp_path / LLM / "model.safetensors"
     tensors = load_file(whole)
-    names, weight_map = sorted(tensors), {}
+    names, weight_map = sorted(tensors), dict[str, str]()
     for index in range(2):
         shard = f"model-{index}.safetensors"
         save_file({name: tensors[name] for name in names[index::2]}, tmp_path / LLM / shard)

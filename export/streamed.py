@@ -1,0 +1,147 @@
+"""A whole checkpoint exported on a machine smaller than the model: every component by parts, then one bundle.
+
+Knows the order of the work, and what makes a half-finished export one that can be taken up again: the same
+checkpoint, schemes and size of parts. Nothing is drawn: no calibration, no stories compared; the gate is the
+distance of every stored weight. Ranges of activations come from a file or are not needed.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storyv_lite import __version__
+from storyv_lite.bundle import Variant, part_entry
+from storyv_lite.checkpoint import TOKEN_ROWS, describe, read_checkpoint
+from storyv_lite.components import Component, Dimensions
+from storyv_lite.coverage import Stored, coverage_of
+from storyv_lite.errors import BundleError, ConfigError, OutputError
+from storyv_lite.export.manifest import finish
+from storyv_lite.export.specs import GRAPHS
+from storyv_lite.export.stream import PART_BYTES, Progress, bytes_per_weight, check_space, stream_component
+from storyv_lite.export.weights import of_folder
+from storyv_lite.modeling.loading import embedding_scale
+from storyv_lite.quantization import FP16, Method, QuantScheme, plan
+from storyv_lite.runtime.disk import locked, write_file
+
+TABLE = "weight.npy"
+REQUEST = "request.json"
+OLD = "old"
+MARGIN = 1.1  # of the disk space that stored weights need: graphs, pages, layers that stay wider
+
+
+def stream_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    scheme: str,
+    force: bool = False,
+    part_bytes: int = PART_BYTES,
+    progress: Progress = lambda message: None,
+) -> Path:
+    """Write the bundle of `checkpoint` to the folder `out`, one tensor at a time, and return it.
+
+    What a killed export left is taken up again. Nothing appears under `out` before everything is written.
+    Raises `OutputError` when `out` is taken (unless `force`) or the disk too small, `ConfigError` for schemes
+    that need calibration, `BundleError` for a faulty checkpoint, `ParityError` for weights that are lost.
+    """
+    schemes = plan(scheme)
+    refuse_calibrated(schemes)
+    record = read_checkpoint(checkpoint)
+    describe(checkpoint, record)
+    work = out.with_name(f".{out.name}.streamed")
+    if (work / OLD).exists() and not out.exists():  # killed between two renames
+        (work / OLD).rename(out)
+    if out.exists() and not force:
+        raise OutputError(f"`{out}` exists", hint="choose another place with `--out`, or pass `--force`")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise OutputError(f"`{work}` cannot be made: {fault}") from fault
+    with locked(work):
+        _take_up(work, _request(checkpoint, schemes, part_bytes), progress)
+        bundle, records = work / "bundle", work / "records"
+        there = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
+        check_space(work, max(0, _needed(checkpoint, schemes) - there))
+        dims = Dimensions(**record["dimensions"])
+        components: dict[Component, tuple[Variant, ...]] = {}
+        for component in GRAPHS:
+            given = (component, checkpoint, dims, schemes[component], bundle, records, part_bytes)
+            variant = stream_component(*given, progress=progress)
+            components[component] = (variant,)
+        progress("write the token table")
+        components[Component.TOKEN_EMBEDDING] = (write_table(checkpoint, bundle),)
+        finish(checkpoint, record, bundle, out.name, components)
+        if out.exists():
+            out.rename(work / OLD)
+        bundle.rename(out)
+    shutil.rmtree(work, ignore_errors=True)
+    return out
+
+
+def refuse_calibrated(schemes: Mapping[Component, QuantScheme]) -> None:
+    """Raise `ConfigError` when a scheme rounds activations: their ranges are known once stories were drawn."""
+    for component, scheme in schemes.items():
+        if scheme.default is Method.STATIC:
+            raise ConfigError(
+                f"`{component}` as {scheme.name} needs stories drawn in full precision",
+                hint=f"store it otherwise: `--scheme {component}=int4` or `--scheme {component}=fp16`",
+            )
+
+
+def write_table(checkpoint: Path, folder: Path) -> Variant:
+    """Write the token table of a language model in 16 bits. Raises `BundleError` when there is none."""
+    source = checkpoint / Component.LANGUAGE_MODEL
+    target = folder / Component.TOKEN_EMBEDDING / TABLE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with of_folder(source) as weights:
+        found = next((weight for name, weight in weights.items() if name.endswith(TOKEN_ROWS)), None)
+        if found is None:
+            raise BundleError(f"`{source}` lacks a token table, `{TOKEN_ROWS}`", hint="storyv-lite train")
+        table = (found.read() * np.float32(embedding_scale(source))).astype(np.float16)
+    np.save(target, table, allow_pickle=False)
+    part = part_entry(folder, f"{Component.TOKEN_EMBEDDING}/{TABLE}")
+    stored = Stored(TABLE, Method.HALF, table.size, table.nbytes)
+    return Variant("fp16", "table", (part,), {}, coverage_of([stored], FP16))
+
+
+def _request(checkpoint: Path, schemes: Mapping[Component, QuantScheme], part_bytes: int) -> dict[str, Any]:
+    """What has to be the same for parts to be of use: files are known by size and time, they may be large."""
+    files = {
+        file.relative_to(checkpoint).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns]
+        for pattern in ("*/*.safetensors", "*/*.json")
+        for file in sorted(checkpoint.glob(pattern))
+    }
+    names = {str(component): scheme.name for component, scheme in schemes.items()}
+    return {"version": __version__, "files": files, "schemes": names, "part_bytes": part_bytes}
+
+
+def _take_up(work: Path, request: Mapping[str, Any], progress: Progress) -> None:
+    """Keep what an export with the same request left in `work`; anything else there is removed."""
+    text = json.dumps(request, sort_keys=True).encode()
+    note = work / REQUEST
+    if note.is_file() and note.read_bytes() == text:
+        progress("take up the export that was begun")
+        return
+    for entry in work.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else os.unlink(entry)
+    write_file(note, text)
+
+
+def _needed(checkpoint: Path, schemes: Mapping[Component, QuantScheme]) -> int:
+    """Bytes of the bundle, about."""
+    widest = max(map(bytes_per_weight, schemes.values()))
+    total = 0.0
+    for folder in sorted(file.parent for file in checkpoint.glob("*/config.json")):
+        scheme = next((s for c, s in schemes.items() if c == folder.name), None)
+        if any(folder.glob("*.safetensors")):
+            with of_folder(folder) as weights:
+                sizes = {name: weight.size for name, weight in weights.items()}
+            table = sum(size for name, size in sizes.items() if name.endswith(TOKEN_ROWS))
+            total += 2 * table + (sum(sizes.values()) - table) * (
+                bytes_per_weight(scheme) if scheme else widest
+            )
+    return int(MARGIN * total)

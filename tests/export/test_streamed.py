@@ -1,0 +1,82 @@
+"""Whole checkpoints exported one tensor at a time: bundles that draw, or nothing under the name."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from storyv_lite.bundle import Bundle
+from storyv_lite.components import Component
+from storyv_lite.errors import ConfigError, OutputError
+from storyv_lite.export import streamed
+from storyv_lite.export.streamed import stream_checkpoint
+from storyv_lite.runtime.backends import open_backend
+from storyv_lite.runtime.pipeline import StoryPipeline
+from storyv_lite.story import Caption, Story
+
+INT4 = "int4,unet=int4,vae=int4,fusion=int4"
+
+
+def test_a_bundle_of_parts_draws_a_story(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = stream_checkpoint(tiny_checkpoint, tmp_path / "bundle", INT4, part_bytes=16_000)
+    bundle = Bundle.open(out)
+    assert len(bundle.variant(Component.UNET).parts) > 1 < len(bundle.variant(Component.LANGUAGE_MODEL).parts)
+    pipeline = StoryPipeline(bundle, open_backend("cpu", threads=1))
+    story = Story((Caption("Milo is waving in the meadow."), Caption("He is holding a balloon.")))
+    frames = list(pipeline.draw(story, seed=0))
+    assert len(frames) == 2
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"], "nothing is left beside it"
+
+
+def test_a_killed_export_leaves_no_bundle_and_is_taken_up_again(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    def killed(message: str) -> None:
+        told.append(message)
+        if message.startswith("unet"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream_checkpoint(tiny_checkpoint, tmp_path / "bundle", INT4, progress=killed)
+    assert not (tmp_path / "bundle").exists()
+    again: list[str] = []
+    stream_checkpoint(tiny_checkpoint, tmp_path / "bundle", INT4, progress=again.append)
+    assert again[0] == "take up the export that was begun"
+    assert not set(again) & {message for message in told if not message.startswith("unet")}
+    whole = stream_checkpoint(tiny_checkpoint, tmp_path / "whole", INT4)
+    for file in sorted(path for path in whole.rglob("*.onnx*")):
+        other = tmp_path / "bundle" / file.relative_to(whole)
+        assert other.read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OutputError, match="free; export needs about"):
+        stream_checkpoint(tiny_checkpoint, tmp_path / "bundle", INT4)
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+def test_schemes_that_need_stories_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`unet` as int8 needs stories drawn"):
+        stream_checkpoint(tiny_checkpoint, tmp_path / "bundle", "int4")
+
+
+def test_a_bundle_that_is_there_is_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(OutputError, match="exists"):
+        stream_checkpoint(tiny_checkpoint, tmp_path / "bundle", INT4)
+
+
+def test_another_request_begins_anew(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    work = tmp_path / ".bundle.streamed"
+    (work / "records").mkdir(parents=True)
+    (work / streamed.REQUEST).write_text("{}")
+    (work / "records" / "unet-00-of-01.json").write_text("of another checkpoint")
+    told: list[str] = []
+    stream_checkpoint(tiny_checkpoint, tmp_path / "bundle", INT4, progress=told.append)
+    assert "take up the export that was begun" not in told
