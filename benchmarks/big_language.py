@@ -180,21 +180,22 @@ def reference(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"snr_db": figures.snr_db, "cosine": figures.cosine}
 
 
-def measure(model: str, place: Path, told: Callable[[str], None]) -> dict[str, Any]:
+def measure(model: str, place: Path, layers: int, told: Callable[[str], None]) -> dict[str, Any]:
     """Every step of one model in processes of their own, the export killed once on its way."""
     folder = place / model
-    row: dict[str, Any] = {"model": model}
+    asked = {"model": model, "folder": str(folder), "layers": layers}
+    row: dict[str, Any] = {"model": model, "layers": layers}
 
     def step(name: str, **request: Any) -> dict[str, Any]:
         told(f"{model}: {name}")
-        answer = ask(command(name), json.dumps({"model": model, "folder": str(folder), **request}), TIMEOUT_S)
+        answer = ask(command(name), json.dumps({**asked, **request}), TIMEOUT_S)
         if "error" in answer:
             raise SystemExit(f"{model}: {name}: {answer['error']}")
         return answer
 
     row["make"] = step("make")
     told(f"{model}: export, to be killed")
-    row["killed_after_parts"] = kill_after(folder, model, 4)
+    row["killed_after_parts"] = kill_after(folder, asked, max(1, layers // 8))
     row["export"] = step("export")
     row["read"] = step("read", parts=row["export"]["parts"])
     row["reference"] = step("reference")
@@ -205,12 +206,11 @@ def command(step: str) -> list[str]:
     return [sys.executable, "-m", MODULE, "--step", step]
 
 
-def kill_after(folder: Path, model: str, parts: int) -> int:
+def kill_after(folder: Path, asked: Mapping[str, Any], parts: int) -> int:
     """Start an export and kill it once so many parts are recorded; how many there then are."""
-    request = json.dumps({"model": model, "folder": str(folder)})
     child = subprocess.Popen(command("export"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert child.stdin is not None
-    child.stdin.write(request)
+    child.stdin.write(json.dumps(asked))
     child.stdin.close()
     while child.poll() is None and len(list((folder / "records").glob("*.json"))) < parts:
         time.sleep(0.2)
@@ -229,7 +229,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         export, read = row["export"], row["read"]
         cells = (
-            row["model"],
+            f"{row['model']}, {row['layers']} layers",
             f"{row['make']['parameters'] / 1e9:.2f} B",
             f"{export['bytes'] / 1e9:.2f} GB",
             f"{len(export['parts'])}, {row['killed_after_parts']} before the kill",
@@ -245,7 +245,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _step(name: str) -> int:
     request = json.loads(sys.stdin.read())
-    folder, config = Path(request["folder"]), MODELS[request["model"]]
+    folder = Path(request["folder"])
+    config = {**MODELS[request["model"]], "num_hidden_layers": request["layers"]}
     began = time.perf_counter()
     if name == "read":
         answer = read(folder, config, [Part(**part) for part in request["parts"]])
@@ -260,6 +261,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="where the models are made and exported")
     parser.add_argument("--model", choices=MODELS, action="append", help="one of them [default: all]")
+    parser.add_argument("--layers", type=int, default=32, help="fewer layers of the same width")
     parser.add_argument("--record", type=Path, help="a JSON file for the figures")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -268,7 +270,7 @@ def main() -> int:
     if given.folder is None:
         parser.error("a folder with 20 GB of room is needed")
     rows = [
-        measure(model, given.folder, lambda text: print(text, file=sys.stderr))
+        measure(model, given.folder, given.layers, lambda text: print(text, file=sys.stderr))
         for model in given.model or MODELS
     ]
     if given.record:

@@ -29,8 +29,8 @@ def write_random(
 
     Norms are near one, everything else is normal with a deviation of 0.02; products that add to the residual
     stream (names that end in one of `into_residual`) with that over the root of twice the `layers`, as deep
-    models begin: without it nothing is left of a state after 32 layers of roundings (measured). Tensors whose names end in one of
-    `without` are left out. What is there already, from an earlier run, is kept.
+    models begin: without it nothing is left of a state after 32 layers of roundings (measured). Tensors whose
+    names end in one of `without` are left out. What is there already, from an earlier run, is kept.
     """
     kept = {name: shape for name, shape in shapes.items() if not name.endswith(without or ("\n",))}
     count = sum(int(np.prod(shape)) for shape in kept.values())

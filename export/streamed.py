@@ -83,7 +83,7 @@ def stream_checkpoint(
 
 
 def refuse_calibrated(schemes: Mapping[Component, QuantScheme]) -> None:
-    """Raise `ConfigError` when a scheme rounds activations: their ranges are known once stories were drawn."""
+    """Raise `ConfigError` when a scheme rounds activations, which takes stories drawn."""
     for component, scheme in schemes.items():
         if scheme.default is Method.STATIC:
             raise ConfigError(
