@@ -147,7 +147,7 @@ def reference(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def layer_by_layer(folder: Path, config: Mapping[str, Any], rounded: bool) -> Floats:
-    """States of the frame from one layer of transformers at a time and no cache, weights `rounded` or wide."""
+    """States of the frame from one layer of transformers at a time, no cache; weights `rounded` or wide."""
     import torch
     from accelerate import init_empty_weights
     from torch import nn
