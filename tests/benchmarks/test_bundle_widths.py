@@ -8,6 +8,7 @@ import pytest
 from storyv_lite.benchmarks import widths
 
 
+@pytest.mark.slow
 def test_every_bundle_has_its_bytes_and_its_distance_from_full_precision(
     tiny_checkpoint: Path, tiny_bundle: Path, tiny_bundle_int8: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

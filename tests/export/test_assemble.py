@@ -54,6 +54,7 @@ def test_a_bundle_opens_and_tells_where_it_came_from(tiny_checkpoint: Path, tiny
     assert not list(tiny_bundle_int8.rglob("*.npz"))
 
 
+@pytest.mark.slow
 def test_exporting_again_gives_the_same_hashes(
     tiny_checkpoint: Path, tiny_bundle_int8: Path, tmp_path: Path
 ) -> None:

@@ -240,6 +240,7 @@ def test_latents_are_kept_between_openings_until_the_autoencoder_changes(tmp_pat
     assert batches_of(config, out).latents.encoded.any()
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss_and_store_every_component(fresh: Callable[[str], Path]) -> None:
     config = micro(max_train_steps=24, learning_rate=3e-3, log_steps=1, uncondition_prob=0.0, ema_decay=0.0)
     config = replace(config, data=replace(config.data, frames=4))
@@ -265,6 +266,7 @@ def test_only_the_last_layers_of_the_character_encoder_learn(fresh: Callable[[st
     assert changed == {"1"}
 
 
+@pytest.mark.slow
 def test_the_denoiser_alone_goes_on_and_what_conditions_it_stays(fresh: Callable[[str], Path]) -> None:
     out = fresh("out")
     with pytest.raises(BundleError, match="character_encoder"):
@@ -279,6 +281,7 @@ def test_the_denoiser_alone_goes_on_and_what_conditions_it_stays(fresh: Callable
     assert after[:3] == before[:3] and after[3] != before[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_encoders_rest_after_their_part_of_the_steps(fresh: Callable[[str], Path], processes: int) -> None:
     config = micro(max_train_steps=4, conditioning_ratio=0.5, ema_decay=0.0, processes=processes)
