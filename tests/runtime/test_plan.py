@@ -121,6 +121,16 @@ def tell(plan: MemoryPlan, bundle: Bundle) -> Ledger:
     return ledger
 
 
+def test_a_component_in_parts_takes_what_its_largest_part_takes() -> None:
+    def takes(*sizes: int) -> tuple[int, int]:
+        variant = Variant("int4-block32", "onnx", tuple(Part("f", size * MIB, "") for size in sizes), {})
+        dims = Bundle.open(PACKAGED).model.dimensions
+        found = footprint(Component.UNET, variant, dims, DEMAND)
+        return found.loaded, found.loading
+
+    assert takes(300, 500, 400) == takes(500) < takes(1200)
+
+
 def random_bundle(lot: random.Random, shape: Bundle, name: str = "random") -> Bundle:
     """Of any size and in any schemes, some components in several forms."""
     scale = 10 ** lot.uniform(-1, 3)
