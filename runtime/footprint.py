@@ -89,7 +89,7 @@ def footprint(
     if component is Component.TOKEN_EMBEDDING:
         return Footprint(size, size, 0, 0.0)  # mapped; in the worst case every row is read
     width = (size * 8 / scheme.weight_bits) ** 0.5
-    largest = max(part.bytes for part in variant.parts)
+    largest = max((part.bytes for part in variant.parts), default=0)
     return Footprint(
         loaded=int(scheme.loaded * largest + scheme.graph * MIB),
         loading=int(scheme.loading * largest + scheme.graph * MIB),
