@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from storyv_lite.cli import app
+from storyv_lite.memory import resident_memory
 from storyv_lite.runtime import phases, planning
 
 TOLD = "Milo is waving.\nHe is standing.\nLuna is sitting.\n"
@@ -100,7 +101,7 @@ def test_a_budget_is_obeyed_and_recorded_and_changes_no_picture() -> None:
 
 
 def test_a_story_goes_on_as_it_was_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = planning.resident_memory()  # a command begins with this; these here share a process that grows
+    held = resident_memory()  # a command begins with this; these here share a process that grows
     monkeypatch.setattr(planning, "resident_memory", lambda: held)
     ram = tight()
     whole = answer("render", "day.txt", "-o", "whole", *QUICK, "--ram", ram)
