@@ -8,7 +8,6 @@ float32 layers one at a time without a cache. Weights are random.
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from storyv_lite.benchmarks.measure import ask
 from storyv_lite.benchmarks.shapes import write_random
 from storyv_lite.bundle import Part
 from storyv_lite.components import Component, Dimensions, signature
-from storyv_lite.memory import resident_memory
+from storyv_lite.memory import resident_memory, usable_cores
 from storyv_lite.quantization import Method, QuantScheme
 
 MODULE = "storyv_lite.benchmarks.big_language"
@@ -122,7 +121,7 @@ def read(folder: Path, config: Mapping[str, Any], parts: list[Part]) -> dict[str
     from storyv_lite.runtime.backends.providers import make_session
     from storyv_lite.runtime.kv_cache import KVCache
 
-    threads = len(os.sched_getaffinity(0))
+    threads = usable_cores()
     paths = [str(folder / "bundle" / part.file) for part in parts]
     wanted = signature(LLM, dimensions(config))
     loads = [partial(make_session, path, session_options(threads), "cpu") for path in paths]

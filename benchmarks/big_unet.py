@@ -7,7 +7,6 @@ numbers, not to pictures. Graphs in 8 bits at 32x32 latents and PyTorch in 32 bi
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from storyv_lite.benchmarks.machine import this_machine, versions
 from storyv_lite.benchmarks.measure import ask
 from storyv_lite.benchmarks.shapes import write_random
 from storyv_lite.components import Component, Dimensions
-from storyv_lite.memory import resident_memory
+from storyv_lite.memory import resident_memory, usable_cores
 from storyv_lite.quantization import SCHEMES
 
 MODULE = "storyv_lite.benchmarks.big_unet"
@@ -222,7 +221,7 @@ def _step(name: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="where the UNet is made and exported")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--record", type=Path, help="a JSON file for the figures")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -10,11 +10,10 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from storyv_lite.benchmarks.machine import LIBRARIES, this_machine, versions
+from storyv_lite.benchmarks.command import failed, heading, typed, write_record
 from storyv_lite.benchmarks.measure import PICNIC, ask, repeat_captions
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import find_bundle
@@ -106,8 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             bundle, _ = find_bundle(asked.bundle)
         except StoryVError as fault:
-            print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-            return fault.exit_code
+            return failed(fault)
         plan = [*command, "plan", str(story), "--bundle", str(bundle), "--device", "cpu", "--json"]
         free = ask(plan, "")
         if "error" in free:
@@ -118,18 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append(measure(command, story, bundle, ram))
             print(f"{format_bytes(ram)}: {'; '.join(faults(rows[-1])) or 'as planned'}", file=sys.stderr)
     record = {
-        "schema": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": COMMAND,
+        **heading(typed(COMMAND, arguments)),
         "bundle": bundle.name,
         "frames": asked.frames,
-        "machine": this_machine().as_dict(),
-        "versions": versions(LIBRARIES),
         "rows": rows,
     }
     print(table(rows))
     if asked.write:
-        asked.write.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8", newline="\n")
+        write_record(asked.write, record)
     print(json.dumps(record))
     return 1 if any(map(faults, rows)) else 0
 

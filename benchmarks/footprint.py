@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from storyv_lite.benchmarks.child import answer
+from storyv_lite.benchmarks.command import failed
 from storyv_lite.benchmarks.measure import ask
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import Bundle, find_bundle
@@ -130,14 +131,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         path, _ = find_bundle(asked.bundle)
     except StoryVError as fault:
-        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-        return fault.exit_code
+        return failed(fault)
     request = {"bundle": str(path), "threads": asked.threads, "batch": asked.batch, "tile": asked.tile}
     command = [sys.executable, "-m", "storyv_lite.benchmarks.footprint", CHILD]
     found = [ask(command, json.dumps({**request, "component": component})) for component in GRAPHS]
-    failed = [one["error"] for one in found if "error" in one]
-    if failed:
-        print(f"error: {failed[0]}", file=sys.stderr)
+    errors = [one["error"] for one in found if "error" in one]
+    if errors:
+        print(f"error: {errors[0]}", file=sys.stderr)
         return 1
     sizes = ("bytes", "loading", "loaded", "working", "after", "left")
     rows = [[one["component"], one["scheme"], *(format_bytes(one[n]) for n in sizes)] for one in found]

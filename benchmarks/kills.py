@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from storyv_lite.benchmarks.command import failed
 from storyv_lite.benchmarks.measure import PICNIC
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.errors import StoryVError
@@ -143,8 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             stories = Kills(place, options, chance)
         except StoryVError as fault:
-            print(f"error: {fault.message}", file=sys.stderr)
-            return fault.exit_code
+            return failed(fault)
         while sum(one.kills for one in killed) < asked.kills:
             one = stories.kill(len(killed), kinds[len(killed) % len(kinds)])
             killed.append(one)

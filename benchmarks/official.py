@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.benchmarks.command import failed, heading, tell, write_record
+from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
 from storyv_lite.benchmarks.machine import this_machine
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import Bundle, Context, find_bundle
@@ -251,9 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoryVError as fault:
         return failed(fault)
     record = {
-        **heading(
-            f"{COMMAND} --bundle {asked.bundle} --write" if asked.bundle else f"{COMMAND} --write", machine
-        ),
+        **heading(typed(COMMAND, arguments), machine),
         "bundle": {
             "name": bundle.name,
             "sha256": bundle.sha256,

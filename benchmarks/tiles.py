@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from storyv_lite.benchmarks.command import failed
 from storyv_lite.benchmarks.measure import PICNIC
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.errors import StoryVError
@@ -71,8 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pipeline = StoryPipeline.from_bundle(asked.bundle, "cpu")
         found = measure(pipeline, PICNIC, asked.tile)
     except StoryVError as fault:
-        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
-        return fault.exit_code
+        return failed(fault)
     size = pipeline.bundle.model.dimensions.latent_size
     rows = [
         [str(tile), f"{decoded_part(size, tile):.2f}", f"{min(values):.1f}", f"{np.mean(values):.1f}"]

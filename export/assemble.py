@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -21,7 +20,7 @@ from torch import nn
 from storyv_lite.bundle import Variant, part_entry
 from storyv_lite.checkpoint import WEIGHTS, describe, read_checkpoint
 from storyv_lite.components import Component, Dimensions, signature
-from storyv_lite.coverage import Stored, coverage_of
+from storyv_lite.coverage import coverage_of
 from storyv_lite.errors import BundleError, OutputError
 from storyv_lite.export.calibrate import Calibration, Feed, activation_ranges, calibrate, input_moments
 from storyv_lite.export.capture import DATA, GRAPH, capture, load_graph, quiet, save_graph
@@ -33,14 +32,13 @@ from storyv_lite.export.quantize import assert_cannot_saturate, quantize
 from storyv_lite.export.simplify import shorten
 from storyv_lite.export.specs import GRAPHS
 from storyv_lite.export.story_parity import verify_stories
+from storyv_lite.export.streamed import write_table
 from storyv_lite.export.verify import CASES, Failure, failures, refuse, save_cases, verify
 from storyv_lite.export.weight_parity import check_weights
 from storyv_lite.memory import format_bytes
 from storyv_lite.modeling.components import build
-from storyv_lite.modeling.loading import embedding_scale, token_table
-from storyv_lite.quantization import FP16, Method, QuantScheme, plan
+from storyv_lite.quantization import QuantScheme, plan
 
-TABLE = "weight.npy"
 OLD = "old"  # of a bundle that is being replaced
 MANIFEST_GROWTH = 60_000  # bytes that coverage and the choice of widths take
 VERIFIED_CASES = 8  # per component; evenly taken from the calibration
@@ -169,7 +167,7 @@ def export_wide(checkpoint: Path, wide: Path, progress: Progress = lambda messag
         progress(f"capture {component}")
         save_graph(capture(_module(component, checkpoint, dims), component, dims), wide / component)
         components[component] = (_variant(wide, component, "fp32", {}),)
-    components[Component.TOKEN_EMBEDDING] = (_write_table(checkpoint, wide),)
+    components[Component.TOKEN_EMBEDDING] = (write_table(checkpoint, wide),)
     finish(checkpoint, record, wide, "fp32", components)
 
 
@@ -212,7 +210,7 @@ def _write_bundle(
         figures = {name: value for name, value in parity[component].items() if not math.isnan(value)}
         variant = _variant(bundle, component, names[component], figures, weights[component])
         components[component] = (variant,)
-    components[Component.TOKEN_EMBEDDING] = (_write_table(checkpoint, bundle),)
+    components[Component.TOKEN_EMBEDDING] = (write_table(checkpoint, bundle),)
     finish(checkpoint, record, bundle, name, components)
     progress("verify stories")
     story = verify_stories(bundle, wide, read_stories(checkpoint))
@@ -247,17 +245,6 @@ def _references(
         outputs = {spec.name: t.numpy() for spec, t in zip(specs.outputs, tensors, strict=True)}
         cases.append((feed, outputs))
     return cases
-
-
-def _write_table(checkpoint: Path, folder: Path) -> Variant:
-    target = folder / Component.TOKEN_EMBEDDING / TABLE
-    target.parent.mkdir(parents=True, exist_ok=True)
-    rows = token_table(checkpoint / "language_model").float().numpy()
-    table = (rows * np.float32(embedding_scale(checkpoint / "language_model"))).astype(np.float16)
-    np.save(target, table, allow_pickle=False)
-    part = part_entry(folder, f"{Component.TOKEN_EMBEDDING}/{TABLE}")
-    stored = Stored(TABLE, Method.HALF, table.size, table.nbytes)
-    return Variant("fp16", "table", (part,), {}, coverage_of([stored], FP16))
 
 
 def _variant(

@@ -2,7 +2,7 @@
 
 Knows the order of the work, and what makes a half-finished export one that can be taken up again: the same
 checkpoint, schemes and size of parts. Nothing is drawn: no calibration, no stories compared; the gate is the
-distance of every stored weight. Ranges of activations come from a file or are not needed.
+distance of every stored weight.
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 
 from storyv_lite import __version__
 from storyv_lite.bundle import Variant, part_entry
-from storyv_lite.checkpoint import TOKEN_ROWS, describe, read_checkpoint
+from storyv_lite.checkpoint import TOKEN_ROWS, describe, embedding_scale, read_checkpoint
 from storyv_lite.components import Component, Dimensions
 from storyv_lite.coverage import Stored, coverage_of
 from storyv_lite.errors import BundleError, ConfigError, OutputError
@@ -24,7 +24,6 @@ from storyv_lite.export.manifest import finish
 from storyv_lite.export.specs import GRAPHS
 from storyv_lite.export.stream import PART_BYTES, Progress, bytes_per_weight, check_space, stream_component
 from storyv_lite.export.weights import of_folder
-from storyv_lite.modeling.loading import embedding_scale
 from storyv_lite.quantization import FP16, Method, QuantScheme, plan
 from storyv_lite.runtime.disk import locked, write_file
 

@@ -52,6 +52,12 @@ def reduce(story: Sequence[Finished], query: int, limits: Context) -> tuple[int,
     return tuple(sorted(kept))
 
 
+def most_tokens(told: Sequence[int], asked: Sequence[int], limits: Context) -> int:
+    """The longest context of a story, begin token and query included, of frames and queries this long."""
+    finished = sum(sorted(told)[-(limits.frames - 1) :]) if limits.frames > 1 else 0
+    return min(1 + finished + max(asked), limits.tokens)
+
+
 def lasting(story: Sequence[Finished]) -> frozenset[int]:
     """The frames that a later reduction may still keep; any other that is left out now is left for good."""
     return frozenset((*_recent(story), *_named_a_place(story), *_introductions(story)))

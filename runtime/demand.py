@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from storyv_lite.bundle import Context
 from storyv_lite.prompt import history, query
-from storyv_lite.runtime.context import REDUCED
+from storyv_lite.runtime.context import REDUCED, most_tokens
 from storyv_lite.runtime.footprint import Demand
 from storyv_lite.runtime.model import Model
 from storyv_lite.story import Caption
@@ -17,7 +17,7 @@ def demand_of(model: Model, captions: Sequence[Caption], guidance_scale: float, 
     """What a story asks for when it is drawn in order, with pictures in its context, within `limits`."""
     told = [len(model.piece(0, history(caption.text))) for caption in captions]
     asked = [len(model.piece(0, query(caption.text))) for caption in captions]
-    tokens = _tokens(told, asked, limits)
+    tokens = most_tokens(told, asked, limits)
     longest = 1 + max(told) + max(asked)
     if len(captions) > limits.frames or 1 + sum(told[:-1]) + max(asked) > limits.tokens:
         longest = max(longest, int(REDUCED * tokens))  # a reduced context is read anew in one call
@@ -28,9 +28,3 @@ def demand_of(model: Model, captions: Sequence[Caption], guidance_scale: float, 
         characters=len(model.named(captions[0].text)),
         guided=guidance_scale > 1,
     )
-
-
-def _tokens(told: Sequence[int], asked: Sequence[int], limits: Context) -> int:
-    begin = 1
-    finished = sum(sorted(told)[-(limits.frames - 1) :]) if limits.frames > 1 else 0
-    return min(begin + finished + max(asked), limits.tokens)

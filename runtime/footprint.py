@@ -3,7 +3,8 @@
 Pure: from the sizes in a bundle's manifest and from shapes. The constants are measured on the default model
 in every scheme (`python -m storyv_lite.benchmarks.footprint`) and rounded up to hold for all its components.
 Weights scale with bytes; what a convolution works in scales with pixels and with the root of the weights, as
-widths do. That holds for decoders that end by unfolding pixels, as ours does, not for others.
+widths do. That holds for decoders that end by unfolding pixels, as ours does, not for others. Of a component
+in several parts one is there at a time (`backends.parts`), so it takes what its largest part takes.
 """
 
 from dataclasses import dataclass
@@ -88,9 +89,10 @@ def footprint(
     if component is Component.TOKEN_EMBEDDING:
         return Footprint(size, size, 0, 0.0)  # mapped; in the worst case every row is read
     width = (size * 8 / scheme.weight_bits) ** 0.5
+    largest = max((part.bytes for part in variant.parts), default=0)
     return Footprint(
-        loaded=int(scheme.loaded * size + scheme.graph * MIB),
-        loading=int(scheme.loading * size + scheme.graph * MIB),
+        loaded=int(scheme.loaded * largest + scheme.graph * MIB),
+        loading=int(scheme.loading * largest + scheme.graph * MIB),
         working=int(_working(component, scheme, width, dims, demand, batched, tile, kv_width)),
         load_seconds=_LOAD_SECONDS + _LOAD_SECONDS_PER_MIB * size / MIB,
     )

@@ -84,9 +84,8 @@ class Journal:
     def made_otherwise(self, now: Mapping[str, Any]) -> list[str]:
         """Versions, threads and provider that are others now, as text."""
         found: list[str] = []
-        then = {**self.made_with, **self.made_with.get("versions", {})}
-        flat = {**now, **now["versions"]}
-        for name in sorted((then.keys() | flat.keys()) - {"versions", "plan"}):
+        then, flat = ({**m, **m.get("versions", {}), **m.get("ways", {})} for m in (self.made_with, now))
+        for name in sorted((then.keys() | flat.keys()) - {"versions", "plan", "ways"}):
             if then.get(name) != flat.get(name):
                 found.append(f"{name} {then.get(name)} then, {flat.get(name)} now")
         return found
@@ -175,6 +174,7 @@ def _from_receipt(content: bytes) -> Journal:
         made_with["tile"] = receipt["tile"]
     if receipt.get("plan"):
         made_with["plan"] = {name: receipt["plan"][name] for name in ("choice", "budget")}
+        made_with["ways"] = receipt["plan"].get("ways", {})
     return Journal(
         receipt.get("title", story.title),
         story,

@@ -103,7 +103,7 @@ def make_plan(
 def check_fits(plan: MemoryPlan) -> None:
     """Raise `BudgetError` for a plan that is larger than its budget."""
     if not _fits(plan.phases, plan.budget):
-        raise _refusal(plan)
+        raise _refusal(plan, "draw it anew in another folder: ")
 
 
 def kept_plan(plan: MemoryPlan) -> dict[str, Any]:
@@ -113,10 +113,9 @@ def kept_plan(plan: MemoryPlan) -> dict[str, Any]:
 
 
 def ways(plan: MemoryPlan, bundle: Bundle) -> dict[str, Any]:
-    """What of a plan the bytes of pictures may depend on, by name; only what is not as usual."""
+    """What of a plan the bytes of pictures may depend on, tiles apart, by name; only what is not as usual."""
     choice = plan.choice
     found: dict[str, Any] = {} if choice.batched else {"guidance passes": 2}
-    found |= {"tile": choice.tile} if choice.tile else {}
     found |= {"context": asdict(choice.context)} if choice.context else {}
     several = {c for c, variants in bundle.components.items() if len(runnable(variants)) > 1}
     return found | {str(c): scheme for c, scheme in choice.schemes.items() if c in several}
@@ -231,7 +230,8 @@ def _fits(phases: Sequence[Phase], budget: Budget) -> bool:
     return ram and (budget.vram is None or max(phase.vram_bytes for phase in phases) <= budget.vram)
 
 
-def _refusal(smallest: MemoryPlan) -> BudgetError:
+def _refusal(smallest: MemoryPlan, first: str = "") -> BudgetError:
+    """`first` is what has to be done before another budget can be given."""
     budget, frames = smallest.budget, smallest.demand.frames
     kinds = (("--ram", smallest.ram_bytes, budget.ram), ("--vram", smallest.vram_bytes, budget.vram))
     short = [(flag, needed, given) for flag, needed, given in kinds if given is not None and needed > given]
@@ -243,5 +243,6 @@ def _refusal(smallest: MemoryPlan) -> BudgetError:
     story = "1 frame" if frames == 1 else f"{frames} frames"
     return BudgetError(
         f"a story of {story} drawn with `{smallest.bundle}` needs at least {', '.join(told)}",
-        hint=f"give `{flags}`, tell a shorter story, or export narrower weights: storyv-lite export --int4",
+        hint=f"{first}give `{flags}`, tell a shorter story, or export narrower weights: "
+        "storyv-lite export --int4",
     )

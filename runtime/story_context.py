@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from storyv_lite.bundle import Context
 from storyv_lite.prompt import history, query, text_history
-from storyv_lite.runtime.context import Finished, grow, lasting
+from storyv_lite.runtime.context import Finished, grow, lasting, most_tokens
 from storyv_lite.runtime.context_size import refuse_small
 from storyv_lite.runtime.images import Pixels
 from storyv_lite.runtime.kv_cache import KVCache, Piece
@@ -103,13 +103,10 @@ class StoryContext:
 
     def _capacity(self) -> int:
         """Tokens the cache needs at most: the whole story, or as much of it as the context may hold."""
-        limits = self._limits
-        begin = 1
         texts = [caption.text for caption in self._captions]
-        lengths = sorted(len(self._model.piece(0, self._history(text))) for text in texts)
-        finished = sum(lengths[-(limits.frames - 1) :]) if limits.frames > 1 else 0
-        longest = max(len(self._model.piece(0, query(text))) for text in texts)
-        return min(begin + finished + longest, limits.tokens)
+        told = [len(self._model.piece(0, self._history(text))) for text in texts]
+        asked = [len(self._model.piece(0, query(text))) for text in texts]
+        return most_tokens(told, asked, self._limits)
 
 
 def check_room(model: Model, captions: Sequence[Caption], tokens: int, kv_cache: str | None) -> None:

@@ -58,7 +58,7 @@ def made_with(pipeline: StoryPipeline) -> dict[str, Any]:
     backend = pipeline.backend
     made = {"versions": _versions(backend), "threads": backend.threads, "provider": backend.provider}
     if pipeline.plan is not None:
-        made |= {"plan": kept_plan(pipeline.plan), **ways(pipeline.plan, pipeline.bundle)}
+        made |= {"plan": kept_plan(pipeline.plan), "ways": ways(pipeline.plan, pipeline.bundle)}
     return made | ({"tile": pipeline.tile} if pipeline.tile else {})
 
 
@@ -308,7 +308,7 @@ class StoryboardFolder:
         whole = plan.as_dict()
         for phase in whole["phases"]:
             phase["measured_bytes"] = self._peaks.get(phase["name"]) or None
-        return whole
+        return {**whole, "ways": ways(plan, self.pipeline.bundle)}
 
     def _context(self) -> dict[str, Any]:
         """What the language model may hold of a story, what it held, and how often it was read anew."""
@@ -336,6 +336,7 @@ class StoryboardFolder:
             words += ["--bundle", bundle.name]
         words += ["--seed", str(settings["seed"]), "--steps", str(settings["num_inference_steps"])]
         words += ["--guidance", str(settings["guidance_scale"]), "--device", backend.device]
+        words += ["--provider", backend.provider] if backend.name == "trt" else []
         words += ["--tile", str(self.pipeline.tile)] if self.pipeline.tile else []
         budget = self.pipeline.plan.budget if self.pipeline.plan else Budget()
         for flag, given in (("--ram", budget.ram), ("--vram", budget.vram)):

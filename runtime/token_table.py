@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.checkpoint import TOKEN_ROWS
+from storyv_lite.checkpoint import TOKEN_ROWS, embedding_scale
 from storyv_lite.errors import BundleError
 from storyv_lite.tensors import open_tensors
 
@@ -32,11 +32,26 @@ class _BFloat16:
         return (self._bits[ids].astype(np.uint32) << 16).view(np.float32)
 
 
+class _Scaled:
+    """Rows of a language model that multiplies them before it reads them; a bundle's are so already."""
+
+    def __init__(self, table: TokenTable, scale: float) -> None:
+        self._table, self._scale = table, np.float32(scale)
+
+    def __getitem__(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._table[ids].astype(np.float32) * self._scale
+
+
 def open_table(file: Path, vocab_size: int, hidden_size: int) -> TokenTable:
     """Map the table. Raises `BundleError` when it is missing, damaged or of another size."""
     shape = (vocab_size, hidden_size)
     if file.suffix == ".npy":
         return _npy(file, shape)
+    table, scale = _of_weights(file, shape), embedding_scale(file.parent)
+    return table if scale == 1 else _Scaled(table, scale)
+
+
+def _of_weights(file: Path, shape: tuple[int, int]) -> TokenTable:
     with open_tensors(file) as tensors:
         found = next((tensor for name, tensor in tensors.items() if name.endswith(TOKEN_ROWS)), None)
         if found is None:

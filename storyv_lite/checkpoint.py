@@ -115,6 +115,15 @@ def checkpoint_hash(checkpoint: Path) -> str:
     return _digest(_hashes(checkpoint))
 
 
+def embedding_scale(folder: Path) -> float:
+    """What rows of a language model's token table are multiplied by before they are read.
+
+    Raises `BundleError` when the folder's `config.json` cannot be read.
+    """
+    config = read_json(folder / "config.json")
+    return float(config["hidden_size"]) ** 0.5 if config.get("model_type") == "gemma" else 1.0
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a checkpoint's file. Raises `BundleError`."""
     try:

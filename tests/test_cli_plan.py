@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from storyv_lite.cli import app
+from storyv_lite.memory import resident_memory
 from storyv_lite.runtime import phases, planning
 
 TOLD = "Milo is waving.\nHe is standing.\nLuna is sitting.\n"
@@ -100,7 +101,7 @@ def test_a_budget_is_obeyed_and_recorded_and_changes_no_picture() -> None:
 
 
 def test_a_story_goes_on_as_it_was_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = planning.resident_memory()  # a command begins with this; these here share a process that grows
+    held = resident_memory()  # a command begins with this; these here share a process that grows
     monkeypatch.setattr(planning, "resident_memory", lambda: held)
     ram = tight()
     whole = answer("render", "day.txt", "-o", "whole", *QUICK, "--ram", ram)
@@ -110,6 +111,9 @@ def test_a_story_goes_on_as_it_was_planned(monkeypatch: pytest.MonkeyPatch) -> N
     again = answer("continue", "day", "--device", "cpu")
     assert again["plan"]["choice"] == whole["plan"]["choice"]
     assert pictures("day") == pictures("whole")
+    Path("day/frame-03.png").unlink()
+    again = answer("render", "day.txt", "--resume", "-o", "day", *QUICK)
+    assert again["plan"]["choice"] == whole["plan"]["choice"]
     code, _, err = run("render", "day.txt", "--resume", "-o", "day", *QUICK, "--ram", ram)
     assert code == 0 and "bytes may differ" not in err
 
@@ -146,3 +150,6 @@ def test_a_form_is_chosen_within_one_bundle_too(tiny_bundle_int8: Path) -> None:
     story = answer("render", "day.txt", "-o", "wide", *QUICK, "--ram", "8GB")
     assert story["plan"]["choice"]["schemes"]["unet"] == "fp32"
     assert pictures("wide") != [] and answer("continue", "wide", "--device", "cpu")["frames"]
+    assert story["plan"]["ways"] == {"unet": "fp32"}
+    code, _, err = run("redraw", "wide", "--frame", "1", "--device", "cpu")
+    assert code == 0 and "bytes may differ" not in err

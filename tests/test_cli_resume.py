@@ -375,6 +375,8 @@ def test_names_get_another_digit_whenever_that_was_interrupted() -> None:
         (("redraw", "whole", "--frame", "1", "--caption", "x" * 2000), 2, "2,000 characters"),
         (("redraw", "whole", "--frame", "1", "--caption", "Milo waves and " * 30), 2, "frame 1 needs"),
         (("redraw", "whole", "--frame", "1", "--bundle", "none"), 4, "is no bundle"),
+        (("redraw", "whole", "--frame", "1", "--provider", "none"), 5, "`none` is no provider"),
+        (("continue", "whole", "--provider", "none"), 5, "`none` is no provider"),
         (("continue", "whole", "none.txt"), 2, "there is no file"),
     ],
 )

@@ -23,6 +23,7 @@ TENSORS = {
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     save_file(TENSORS, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 4}')
     return tmp_path / "model.safetensors"
 
 
@@ -75,3 +76,9 @@ def test_rows_of_a_token_table_are_those_of_the_weights_in_any_type(file: Path, 
     save_file({"model.embed_tokens.weight": table}, file)
     rows = open_table(file, 5, 4)[np.array([4, 0, 4])].astype(np.float32)
     assert np.array_equal(rows, table.float().numpy()[[4, 0, 4]])
+
+
+def test_rows_are_multiplied_where_the_language_model_does_so_before_it_reads_them(file: Path) -> None:
+    wanted = 2 * open_table(file, 5, 4)[np.array([4, 0])]
+    (file.parent / "config.json").write_text('{"model_type": "gemma", "hidden_size": 4}')
+    assert np.array_equal(open_table(file, 5, 4)[np.array([4, 0])], wanted)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from storyv_lite.memory import usable_cores
+
 WORKERS = 8  # processes at most; one core stays for the loop itself
 
 
@@ -56,7 +58,7 @@ def prefetched(
 
 def spare_cores() -> int:
     """Cores that this process may use beside its own, 1 at least."""
-    return max(1, len(os.sched_getaffinity(0)) - 1)
+    return max(1, usable_cores() - 1)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -23,7 +23,7 @@ from storyv_lite.cli.drawing import (
     take_over,
     writing,
 )
-from storyv_lite.cli.options import DeviceOption, JsonOption
+from storyv_lite.cli.options import DeviceOption, JsonOption, ProviderOption
 from storyv_lite.story import Story, read_story
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def continue_story(
     ] = "",
     bundle: SameBundleOption = "",
     device: DeviceOption = "auto",
+    provider: ProviderOption = "auto",
     keep_going: KeepGoingOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -49,9 +50,9 @@ def continue_story(
     if told.title:
         note(f"note: the title `{told.title}` is not used; the story has one")
     wanted = _longer(folder, told)
-    pipeline = open_pipeline(wanted, bundle, device)
+    pipeline = open_pipeline(wanted, bundle, device, provider)
     pipeline.check(wanted.story, Settings(**wanted.settings))
-    resume = resuming(folder, bundle, device, keep_going)
+    resume = resuming(folder, bundle, device, provider, keep_going)
     with writing(folder, resume):
         wanted = _longer(folder, told)  # again, now that nobody else writes
         if told.captions:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from storyv_lite.cli.console import note, progress, say, say_json, seconds, warn
-from storyv_lite.errors import BudgetError, BundleError, FrameError, OutputError, StoryVError
+from storyv_lite.errors import BudgetError, BundleError, ConfigError, FrameError, OutputError, StoryVError
 from storyv_lite.memory import format_bytes
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ def refuse_unfinished(folder: Path, journal: "Journal") -> None:
         )
 
 
-def open_pipeline(journal: "Journal", bundle: str, device: str) -> "StoryPipeline":
+def open_pipeline(journal: "Journal", bundle: str, device: str, provider: str) -> "StoryPipeline":
     """The bundle or checkpoint that a story was begun with, on a device.
 
-    Raises `BundleError` when it is not found.
+    Raises `BundleError` when it is not found, `ConfigError` for a `provider` and a checkpoint.
     """
     from storyv_lite.bundle import MANIFEST, find_bundle, hash_file
     from storyv_lite.runtime.pipeline import Settings, StoryPipeline
@@ -74,6 +74,7 @@ def open_pipeline(journal: "Journal", bundle: str, device: str) -> "StoryPipelin
     name, wanted = journal.bundle["name"], journal.bundle["sha256"]
     tile = journal.made_with.get("tile", 0)
     if precision := journal.bundle.get("precision"):
+        refuse_provider(provider)
         pipeline = StoryPipeline.from_checkpoint(bundle or name, device, precision, tile=tile)
         if pipeline.bundle.sha256 == wanted:
             return pipeline
@@ -92,7 +93,7 @@ def open_pipeline(journal: "Journal", bundle: str, device: str) -> "StoryPipelin
             continue
         digest = hash_file(path / MANIFEST)
         if digest == wanted:
-            pipeline = StoryPipeline.from_bundle(path, device, tile=tile)
+            pipeline = StoryPipeline.from_bundle(path, device, provider=provider, tile=tile)
             settings = Settings(**journal.settings)
             plan_again(pipeline, journal.story, settings, journal.made_with.get("plan"))
             return pipeline
@@ -103,11 +104,21 @@ def open_pipeline(journal: "Journal", bundle: str, device: str) -> "StoryPipelin
     )
 
 
-def resuming(folder: Path, bundle: str, device: str, keep_going: bool) -> str:
+def refuse_provider(provider: str) -> None:
+    """Raise `ConfigError` when one is asked for to draw with a checkpoint."""
+    if provider != "auto":
+        raise ConfigError(
+            "`--provider` is for a bundle; a checkpoint is drawn with by PyTorch",
+            hint="give `--device cpu` or `--device cuda`",
+        )
+
+
+def resuming(folder: Path, bundle: str, device: str, provider: str, keep_going: bool) -> str:
     """The command that goes on with what is in `folder`."""
     words = ["storyv-lite", "continue", str(folder)]
     words += ["--bundle", bundle] if bundle else []
-    words += ["--device", device] if device != "auto" else []
+    for option, asked in (("--device", device), ("--provider", provider)):
+        words += [option, asked] if asked != "auto" else []
     return shlex.join([*words, "--keep-going"] if keep_going else words)
 
 

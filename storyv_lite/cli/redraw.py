@@ -25,7 +25,7 @@ from storyv_lite.cli.drawing import (
     take_over,
     writing,
 )
-from storyv_lite.cli.options import DeviceOption, JsonOption, make_folder
+from storyv_lite.cli.options import DeviceOption, JsonOption, ProviderOption, make_folder
 from storyv_lite.errors import ConfigError
 from storyv_lite.story import Caption, parse
 
@@ -49,6 +49,7 @@ def redraw(
     ] = "",
     bundle: SameBundleOption = "",
     device: DeviceOption = "auto",
+    provider: ProviderOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Draw single frames of a drawn story again."""
@@ -60,10 +61,10 @@ def redraw(
         return _changed(folder, known_journal(folder), frame, seed, caption, follow)
 
     wanted = changed()
-    pipeline = open_pipeline(wanted, bundle, device)
+    pipeline = open_pipeline(wanted, bundle, device, provider)
     pipeline.check(wanted.story, Settings(**wanted.settings))
     target = _branch(folder, branch) if branch else folder
-    resume = resuming(target, bundle, device, keep_going=False)
+    resume = resuming(target, bundle, device, provider, keep_going=False)
     with ExitStack() as held:
         if branch:
             with writing(folder, resume):

@@ -5,6 +5,8 @@ Knows options and where to draw; what is said while drawing is `drawing`'s busin
 
 import glob
 import time
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +16,9 @@ from storyv_lite.cli.console import note
 from storyv_lite.cli.drawing import (
     KeepGoingOption,
     draw_story,
+    open_pipeline,
     refuse_exceeded,
+    refuse_provider,
     resuming,
     say_complete,
     take_over,
@@ -34,11 +38,12 @@ from storyv_lite.cli.options import (
     holds_something,
     make_folder,
 )
-from storyv_lite.errors import ConfigError, OutputError
+from storyv_lite.errors import BudgetError, ConfigError, OutputError
 from storyv_lite.story import read_story
 
 if TYPE_CHECKING:
     from storyv_lite.runtime.journal import Journal
+    from storyv_lite.runtime.plan import Budget
 
 
 def render(
@@ -109,11 +114,8 @@ def render(
             "a memory plan is for a bundle; a checkpoint is drawn with by PyTorch",
             hint="export it first: storyv-lite export --int4",
         )
-    if checkpoint and provider != "auto":
-        raise ConfigError(
-            "`--provider` is for a bundle; a checkpoint is drawn with by PyTorch",
-            hint="give `--device cpu` or `--device cuda`",
-        )
+    if checkpoint:
+        refuse_provider(provider)
     began = time.perf_counter()
     told = read_story(story)
     stem = "story" if story == "-" else Path(story).stem
@@ -145,7 +147,7 @@ def render(
     wanted = new_journal(told, title, pipeline, settings)
     folder = out or (resume and _unfinished(stem, wanted)) or free_folder(stem, Path())
     make_folder(folder, force or resume)
-    resume_command = resuming(folder, bundle or checkpoint, device, keep_going)
+    resume_command = resuming(folder, bundle or checkpoint, device, provider, keep_going)
     with writing(folder, resume_command):
         make_folder(folder, force or resume)  # again: another process may have drawn here meanwhile
         begun = read_journal(folder) if resume else None
@@ -156,6 +158,9 @@ def render(
             drawn.begin()
         else:
             _refuse_other(folder, begun, wanted)
+            if pipeline.plan is not None and _planned_so(begun, pipeline.plan.budget, tile):
+                with suppress(BudgetError):  # then it is drawn as planned now
+                    drawn.pipeline = open_pipeline(begun, bundle, device, provider)
             take_over(drawn, retry=not keep_going, resumed=True)
             if drawn.complete:
                 say_complete(drawn, as_json)
@@ -177,6 +182,13 @@ def _unfinished(stem: str, wanted: "Journal") -> Path | None:
             note(f"folder: {file.parent} (the newest unfinished one of this story)")
             return file.parent
     return None
+
+
+def _planned_so(begun: "Journal", budget: "Budget", tile: int) -> bool:
+    """Whether nothing is asked for beside the budget and the tiles that a story was begun with."""
+    plan = begun.made_with.get("plan")
+    same = plan is not None and (not budget.limited or asdict(budget) == plan["budget"])
+    return same and tile in (0, begun.made_with.get("tile", 0))
 
 
 def _refuse_other(folder: Path, begun: "Journal", wanted: "Journal") -> None:

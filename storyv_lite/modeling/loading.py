@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from storyv_lite.checkpoint import TOKEN_ROWS, WEIGHTS, read_json
+from storyv_lite.checkpoint import TOKEN_ROWS, WEIGHTS
 from storyv_lite.errors import BundleError
 from storyv_lite.memory import return_freed_memory
 from storyv_lite.modeling.checkpoints import misfit, new_component, refuse_misfits
@@ -75,12 +75,6 @@ def token_table(folder: Path) -> Tensor:
             if name.endswith(TOKEN_ROWS):
                 return as_tensor(stored)
     raise BundleError(f"`{folder / WEIGHTS}` lacks a token table, `{TOKEN_ROWS}`", hint="storyv-lite train")
-
-
-def embedding_scale(folder: Path) -> float:
-    """What rows of a language model's token table are multiplied by before they are read."""
-    config = read_json(folder / "config.json")
-    return float(config["hidden_size"]) ** 0.5 if config.get("model_type") == "gemma" else 1.0
 
 
 def as_tensor(stored: StoredTensor) -> Tensor:

@@ -121,6 +121,16 @@ def tell(plan: MemoryPlan, bundle: Bundle) -> Ledger:
     return ledger
 
 
+def test_a_component_in_parts_takes_what_its_largest_part_takes() -> None:
+    def takes(*sizes: int) -> tuple[int, int]:
+        variant = Variant("int4-block32", "onnx", tuple(Part("f", size * MIB, "") for size in sizes), {})
+        dims = Bundle.open(PACKAGED).model.dimensions
+        found = footprint(Component.UNET, variant, dims, DEMAND)
+        return found.loaded, found.loading
+
+    assert takes(300, 500, 400) == takes(500) < takes(1200)
+
+
 def random_bundle(lot: random.Random, shape: Bundle, name: str = "random") -> Bundle:
     """Of any size and in any schemes, some components in several forms."""
     scale = 10 ** lot.uniform(-1, 3)
@@ -260,7 +270,7 @@ def test_the_context_is_shortened_last_and_narrowed_before() -> None:
 def test_a_tile_that_was_asked_for_is_planned_with() -> None:
     bundle = Bundle.open(PACKAGED, verify=False)
     whole, tiled = (make_plan([bundle], [DEMAND], Budget(), PLACE, tile=tile)[1] for tile in (0, 12))
-    assert tiled.choice.tile == 12 and ways(tiled, bundle) == {"tile": 12}
+    assert tiled.choice.tile == 12 and ways(tiled, bundle) == {}
     decoder = bundle.variant(Component.VAE_DECODER)
     dims = bundle.model.dimensions
     large = replace(dims, image_size=1024, latent_size=64)
