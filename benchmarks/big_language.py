@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storyv_lite.benchmarks import child
 from storyv_lite.benchmarks.machine import this_machine, versions
 from storyv_lite.benchmarks.measure import ask
 from storyv_lite.benchmarks.shapes import write_random
 from storyv_lite.bundle import Part
 from storyv_lite.components import Component, Dimensions, signature
-from storyv_lite.memory import resident_memory, usable_cores
+from storyv_lite.memory import usable_cores
 from storyv_lite.quantization import Method, QuantScheme
 
 MODULE = "storyv_lite.benchmarks.big_language"
@@ -219,15 +220,17 @@ def command(step: str) -> list[str]:
 
 def kill_after(folder: Path, asked: Mapping[str, Any], parts: int) -> int:
     """Start an export and kill it once so many parts are recorded; how many there then are."""
-    child = subprocess.Popen(command("export"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert child.stdin is not None
-    child.stdin.write(json.dumps(asked))
-    child.stdin.close()
-    while child.poll() is None and len(list((folder / "records").glob("*.json"))) < parts:
+    exporting = subprocess.Popen(
+        command("export"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    assert exporting.stdin is not None
+    exporting.stdin.write(json.dumps(asked))
+    exporting.stdin.close()
+    while exporting.poll() is None and len(list((folder / "records").glob("*.json"))) < parts:
         time.sleep(0.2)
     time.sleep(2.0)  # into the next part
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    exporting.send_signal(signal.SIGKILL)
+    exporting.wait()
     return len(list((folder / "records").glob("*.json")))
 
 
@@ -255,18 +258,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _step(name: str) -> int:
-    request = json.loads(sys.stdin.read())
+def _step(name: str, request: dict[str, Any]) -> dict[str, Any]:
     folder = Path(request["folder"])
     config = {**MODELS[request["model"]], "num_hidden_layers": request["layers"]}
-    began = time.perf_counter()
     if name == "read":
-        answer = read(folder, config, [Part(**part) for part in request["parts"]])
-    else:
-        answer = {"make": make, "export": export, "reference": reference}[name](folder, config)
-    answer = {**answer, "peak_bytes": resident_memory().peak, "all_seconds": time.perf_counter() - began}
-    print(json.dumps(answer))
-    return 0
+        return read(folder, config, [Part(**part) for part in request["parts"]])
+    return {"make": make, "export": export, "reference": reference}[name](folder, config)
 
 
 def main() -> int:
@@ -278,7 +275,7 @@ def main() -> int:
     parser.add_argument("--step", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
-        return _step(given.step)
+        return child.answer(child.costed(partial(_step, given.step)))
     if given.folder is None:
         parser.error("a folder with 20 GB of room is needed")
     rows = [

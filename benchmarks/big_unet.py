@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from storyv_lite.benchmarks import child
 from storyv_lite.benchmarks.machine import this_machine, versions
 from storyv_lite.benchmarks.measure import ask
 from storyv_lite.benchmarks.shapes import write_random
 from storyv_lite.components import Component, Dimensions
-from storyv_lite.memory import resident_memory, usable_cores
+from storyv_lite.memory import usable_cores
 from storyv_lite.quantization import SCHEMES
 
 MODULE = "storyv_lite.benchmarks.big_unet"
@@ -209,15 +210,6 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _step(name: str) -> int:
-    request = json.loads(sys.stdin.read())
-    began = time.perf_counter()
-    answer = STEPS[name](Path(request["folder"]), request)
-    answer = {**answer, "peak_bytes": resident_memory().peak, "all_seconds": time.perf_counter() - began}
-    print(json.dumps(answer))
-    return 0
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="where the UNet is made and exported")
@@ -226,7 +218,8 @@ def main() -> int:
     parser.add_argument("--step", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
-        return _step(given.step)
+        step = STEPS[given.step]
+        return child.answer(child.costed(lambda request: step(Path(request["folder"]), request)))
     if given.folder is None:
         parser.error("a folder with 12 GB of room is needed")
     found = measure(given.folder, given.threads, lambda text: print(text, file=sys.stderr))

@@ -98,6 +98,23 @@ def describe(bundle: "Bundle") -> dict[str, Any]:
     }
 
 
+def costed(work: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """`work`, whose answers also say the most bytes the process held, and the seconds it took."""
+
+    def whole(request: dict[str, Any]) -> dict[str, Any]:
+        from storyv_lite.memory import resident_memory
+
+        began = time.perf_counter()
+        result = work(request)
+        return {
+            **result,
+            "peak_bytes": resident_memory().peak,
+            "all_seconds": time.perf_counter() - began,
+        }
+
+    return whole
+
+
 def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     """Run `work` on the request read from stdin and print its answer, or what went wrong; the exit code."""
     try:

@@ -114,6 +114,13 @@ class _Decoder:
         self.graph.node(self.norm_op, inputs, f"/{name}", outputs, domain=CONTRIB, epsilon=self.epsilon)
         return outputs[3], outputs[0]
 
+    def next_norm(self, update: str, residual: str, index: int, first: str, final: str) -> tuple[str, str]:
+        """`skip_norm` behind layer `index`: the `first` norm of the next one, or the `final` of all."""
+        if index + 1 == self.layers:
+            return self.skip_norm(update, residual, final, "norm", "last_hidden_state")
+        at = f"layers.{index + 1}"
+        return self.skip_norm(update, residual, f"{at}.{first}", f"{at}.input_norm")
+
     @property
     def epsilon(self) -> float:
         return float(getattr(self.config, "rms_norm_eps", 1e-5))
@@ -150,12 +157,7 @@ class _Gated(_Decoder):
                 active = graph.node("Gelu", (gate,), f"/{at}/gelu", approximate="tanh")
             product = graph.node("Mul", (active, up), f"/{at}/product")
             down = self.linear(product, f"{at}.down", f"{at}.mlp", "down_proj")
-            last = index + 1 == self.layers
-            name = "norm" if last else f"layers.{index + 1}.input_norm"
-            source = "norm" if last else f"layers.{index + 1}.input_layernorm"
-            residual, normed = self.skip_norm(
-                down, residual, source, name, "last_hidden_state" if last else ""
-            )
+            residual, normed = self.next_norm(down, residual, index, "input_layernorm", "norm")
         return graph.structure(signature, "language_model")
 
     def norm(self, hidden: str, weight: str, name: str) -> str:
@@ -213,11 +215,8 @@ class _Opt(_Decoder):
             residual, normed = self.skip_norm(attended, residual, f"{at}.final_layer_norm", f"{at}.mlp_norm")
             active = graph.node("Relu", (self.linear(normed, f"{at}.fc1", at, "fc1"),), f"/{at}/relu")
             down = self.linear(active, f"{at}.fc2", at, "fc2")
-            last = index + 1 == self.layers
-            name = "norm" if last else f"layers.{index + 1}.input_norm"
-            source = "final_layer_norm" if last else f"layers.{index + 1}.self_attn_layer_norm"
-            residual, normed = self.skip_norm(
-                down, residual, source, name, "last_hidden_state" if last else ""
+            residual, normed = self.next_norm(
+                down, residual, index, "self_attn_layer_norm", "final_layer_norm"
             )
         return graph.structure(signature, "language_model")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from storyv_lite.errors import BundleError
 from storyv_lite.runtime.tokenizer import EncodedCaption, TextTokenizer
+from storyv_lite.train.data import as_pictures
 from storyv_lite.train.text_tokenizer import TOKENIZER_FILE
 
 Pixels = npt.NDArray[np.uint8]
@@ -93,4 +94,4 @@ def pixel_values(pictures: Sequence[Pixels]) -> Tensor:
     if not pictures:
         return torch.zeros(0)
     pixels = torch.from_numpy(np.stack(pictures))
-    return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return as_pictures(pixels.permute(0, 3, 1, 2))

@@ -21,7 +21,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from storyv_lite.config import ModelConfig, TrainConfig
 from storyv_lite.modeling.checkpoints import save_component
 from storyv_lite.runtime.tokenizer import TextTokenizer
-from storyv_lite.train.data import FrameSet, Pixels, resize, training_frames
+from storyv_lite.train.data import FrameSet, Pixels, as_pictures, resize, training_frames
 from storyv_lite.train.loop import run_stage, step_rng
 from storyv_lite.train.text_tokenizer import BOS, EOS, TOKENIZER_FILE, save_text_tokenizer
 from storyv_lite.train.toonworld import draw
@@ -171,7 +171,7 @@ def make_batch(
     captions += [rng.choice([m.name, f"{m.name} the {m.kind}", m.description, f"the {m.kind}"]) for m in CAST]
     encoded = np.concatenate([tokenizer.encode(caption).ids for caption in captions])
     longest = int((encoded != EOS).sum(1).max()) + 1  # one end token; more padding would only cost time
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    pixels = as_pictures(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
     places, present, details = truths([frames.scenes[index] for index in indices])
     ids = torch.from_numpy(encoded[:, :longest])
     return Batch(pixels, ids, places, present, details, torch.tensor(characters))
