@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from storyv_lite.benchmarks import quality
-from storyv_lite.benchmarks.command import failed, heading, tell, write_record
+from storyv_lite.benchmarks.command import failed, heading, tell, write_page
 from storyv_lite.benchmarks.orders import Measured, Order, compare, markdown
 from storyv_lite.benchmarks.variants import Variant, Workplace, draw_and_judge, evaluation, spent, train
 from storyv_lite.bundle import hash_file
@@ -194,9 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page = markdown(record)
     print(page)
     if asked.write:
-        DOCUMENT.write_text(page, encoding="utf-8", newline="\n")
-        write_record(RESULT, record)
-        print(f"wrote {DOCUMENT} and {RESULT}")
+        write_page(DOCUMENT, page, RESULT, record)
     print(json.dumps(record))
     if not done:
         tell("not finished; the same command goes on")

@@ -50,3 +50,10 @@ def write_record(file: Path, record: Mapping[str, Any]) -> None:
     """Write a record as indented JSON."""
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     file.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_page(document: Path, page: str, result: Path, record: Mapping[str, Any]) -> None:
+    """Write a Markdown page and the record that it shows, and say so."""
+    document.write_text(page, encoding="utf-8", newline="\n")
+    write_record(result, record)
+    print(f"wrote {document} and {result}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from storyv_lite.benchmarks import quality
-from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
+from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_page
 from storyv_lite.benchmarks.judged import judge_missing, read_judged
 from storyv_lite.benchmarks.machine import this_machine
 from storyv_lite.benchmarks.measure import PICNIC, Row, measure_bundles
@@ -183,9 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page = markdown(record, rows)
     print(page)
     if asked.write:
-        DOCUMENT.write_text(page, encoding="utf-8", newline="\n")
-        write_record(RESULT, record)
-        print(f"wrote {DOCUMENT} and {RESULT}")
+        write_page(DOCUMENT, page, RESULT, record)
     print(json.dumps(record))
     return 1 if any(row.cost.error for row in rows) else 0
 
