@@ -1,13 +1,16 @@
 """Stories killed at random moments and resumed: is every byte that of a story drawn in one go?
 
-Run `python -m storyv_lite.benchmarks.kills [--kills N]`. Every story is drawn by a process of its own, killed
-with SIGKILL, damaged now and then as a loss of power would, resumed, and at times killed again. Knows
-processes and files; what a resumed story does is the command's business.
+Run `python -m storyv_lite.benchmarks.kills [--kills N]`. Every story is drawn by processes of its own, one to
+three of them killed with SIGKILL; in turn nothing more is done, its journal is torn, one of its frames is cut
+short, or the process that goes on meets a full disk. Then it is resumed. Knows processes and files; what a
+resumed story does is the command's business.
 """
 
 import argparse
 import json
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,24 +18,27 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from storyv_lite.benchmarks.command import failed
+from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
 from storyv_lite.benchmarks.measure import PICNIC
 from storyv_lite.benchmarks.report import markdown_table
+from storyv_lite.bundle import find_bundle
 from storyv_lite.errors import StoryVError
 
 COMMAND = "python -m storyv_lite.benchmarks.kills"
 JOURNAL = "journal.jsonl"
 MAX_KILLS_OF_ONE = 3
 FULL_DISK = "full disk"
+DAMAGES = ("torn journal", "truncated frame", *([] if sys.platform == "win32" else [FULL_DISK]))
 
 
 @dataclass(frozen=True)
 class Killed:
-    """One story that was killed, by what was done to its folder before it was resumed."""
+    """One story that was killed, and what else was done to it before it was resumed."""
 
-    damage: str  # "none" | "torn journal" | "truncated frame" | "full disk"
-    kills: int  # times the process was killed, or refused by a full disk
+    kills: int  # processes that SIGKILL ended, at least one
+    damage: str  # of `DAMAGES`, or "none": what was really done, not what was meant to be
     frames_then: int  # on the disk when it was killed last
     identical: bool  # to the unbroken story, in every frame and the sheet
     said: str  # what the last process printed when it failed
@@ -52,22 +58,26 @@ class Kills:
         if code:
             raise StoryVError(f"the unbroken story was not drawn: {said.strip()[-300:]}")
 
-    def kill(self, number: int, damage: str) -> Killed:
-        """Draw story `number`, stop it, damage it, and go on until it is finished."""
+    def kill(self, number: int, kills: int, damage: str) -> Killed:
+        """Draw story `number`, kill it up to `kills` times, damage it, and go on until it is finished."""
         folder, times = self.place / f"story-{number}", 0
-        for _ in range(self.chance.randint(1, MAX_KILLS_OF_ONE)):
-            if damage == FULL_DISK:
-                sizes = sorted(map(len, self.whole.values()))
-                code, _ = self._run(self._process(folder, self.chance.randrange(sizes[-1])), None)
-                times += code != 0
+        while times < kills:
+            code, said = self._run(self._process(folder), self.chance.uniform(0, self.seconds))
+            if code == -signal.SIGKILL:
+                times += 1
+            elif times:  # done, or failed, before it could be killed once more
+                break
+            elif code:
+                raise StoryVError(f"a story failed before it was killed: {said.strip()[-300:]}")
             else:
-                code, _ = self._run(self._process(folder), self.chance.uniform(0, self.seconds))
-                times += code < 0
+                shutil.rmtree(folder)
         frames = len(list(folder.glob("frame-*.png")))
-        {"torn journal": self._tear_journal, "truncated frame": self._truncate_frame}.get(damage, str)(folder)
+        harm = {"torn journal": self._tear_journal, "truncated frame": self._truncate_frame}
+        harm[FULL_DISK] = self._fill_disk
+        done = damage if damage in harm and harm[damage](folder) else "none"
         code, said = self._run(self._process(folder), None)
         same = code == 0 and pictures(folder) == self.whole
-        return Killed(damage, times, frames, same, "" if same else said.strip()[-300:])
+        return Killed(times, done, frames, same, "" if same else said.strip()[-300:])
 
     def _process(self, folder: Path, file_limit: int | None = None) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "storyv_lite", "render", str(self.place / "story.txt"), "--resume"]
@@ -88,19 +98,28 @@ class Kills:
             _, said = process.communicate()
         return process.returncode, said
 
-    def _tear_journal(self, folder: Path) -> None:
+    def _tear_journal(self, folder: Path) -> bool:
         """Cut into the last lines of the journal, as a loss of power may; its first line was synced."""
         file = folder / JOURNAL
-        if file.is_file():
-            content = file.read_bytes()
-            first = content.index(b"\n") + 1
-            file.write_bytes(content[: self.chance.randint(first, len(content))] + self.chance.randbytes(8))
+        if not file.is_file():
+            return False
+        content = file.read_bytes()
+        first = content.index(b"\n") + 1
+        file.write_bytes(content[: self.chance.randint(first, len(content))] + self.chance.randbytes(8))
+        return True
 
-    def _truncate_frame(self, folder: Path) -> None:
+    def _truncate_frame(self, folder: Path) -> bool:
         files = sorted(folder.glob("frame-*.png"))
-        if files:
-            file = self.chance.choice(files)
-            file.write_bytes(file.read_bytes()[: self.chance.randrange(1000)])
+        if not files:
+            return False
+        file = self.chance.choice(files)
+        file.write_bytes(file.read_bytes()[: self.chance.randrange(1000)])
+        return True
+
+    def _fill_disk(self, folder: Path) -> bool:
+        """Go on where no file may grow beyond a random limit; whether that stopped it."""
+        largest = max(map(len, self.whole.values()))
+        return self._run(self._process(folder, self.chance.randrange(largest)), None)[0] != 0
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
@@ -115,52 +134,69 @@ def _limit(size: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+def counts(killed: Sequence[Killed]) -> dict[str, int]:
+    """How many stories and SIGKILLs there were, and of each damage how many."""
+    found = {"stories": len(killed), "kills": sum(one.kills for one in killed)}
+    return {**found, **{damage: sum(one.damage == damage for one in killed) for damage in DAMAGES}}
+
+
 def table(killed: Sequence[Killed]) -> list[list[str]]:
-    """A header and one row per kind of damage."""
-    rows = [["damage", "stories", "kills", "frames there when killed, mean", "identical"]]
-    for damage in dict.fromkeys(one.damage for one in killed):
-        some = [one for one in killed if one.damage == damage]
+    """A header, one row per kind of damage, and the sum."""
+    rows = [["done besides", "stories", "SIGKILLs", "frames there when killed, mean", "identical"]]
+    kinds = [kind for kind in ("none", *DAMAGES) if any(one.damage == kind for one in killed)]
+    for kind in (*kinds, "in all"):
+        some = [one for one in killed if kind in (one.damage, "in all")]
         mean = sum(one.frames_then for one in some) / len(some)
         kills, same = sum(one.kills for one in some), sum(one.identical for one in some)
-        rows.append([damage, str(len(some)), str(kills), f"{mean:.1f}", f"{same} of {len(some)}"])
+        rows.append([kind, str(len(some)), str(kills), f"{mean:.1f}", f"{same} of {len(some)}"])
     return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table and the record as JSON; write it where asked. Exit code 1 where a story differs."""
     parser = argparse.ArgumentParser(prog=COMMAND, description="Kill stories, resume them, compare bytes.")
-    parser.add_argument("--kills", type=int, default=100, metavar="N", help="processes to kill at least")
+    parser.add_argument("--kills", type=int, default=100, metavar="N", help="processes to SIGKILL [100]")
     parser.add_argument("--seed", type=int, default=0, help="which moments")
-    parser.add_argument("--bundle", default="", help="as `storyv-lite render` chooses")
+    parser.add_argument("--bundle", default=None, help="folder or name [as `render` chooses]")
     parser.add_argument("--steps", type=int, default=4, help="denoising steps")
+    parser.add_argument("--write", type=Path, default=None, metavar="FILE", help="write the record here, too")
     asked = parser.parse_args(arguments)
     chance = random.Random(asked.seed)
-    options = ["--steps", str(asked.steps), "--device", "cpu"]
-    options += ["--bundle", asked.bundle] if asked.bundle else []
     killed: list[Killed] = []
-    kinds = ["none", "torn journal", "truncated frame", *([] if sys.platform == "win32" else [FULL_DISK])]
+    kinds, left = ["none", *DAMAGES], asked.kills
     with tempfile.TemporaryDirectory(prefix="storyv-lite-kills-") as name:
         place = Path(name)
         (place / "story.txt").write_text("\n".join(PICNIC), encoding="utf-8")
         try:
+            bundle, _ = find_bundle(asked.bundle)
+            options = ["--steps", str(asked.steps), "--device", "cpu", "--bundle", str(bundle)]
             stories = Kills(place, options, chance)
+            while left:
+                kills = min(chance.randint(1, MAX_KILLS_OF_ONE), left)
+                one = stories.kill(len(killed), kills, kinds[len(killed) % len(kinds)])
+                killed.append(one)
+                left -= one.kills
+                same = "identical" if one.identical else "DIFFERS"
+                tell(f"story {len(killed)}: {one.kills} kills, damage: {one.damage}, {same}; {left} to go")
         except StoryVError as fault:
             return failed(fault)
-        while sum(one.kills for one in killed) < asked.kills:
-            one = stories.kill(len(killed), kinds[len(killed) % len(kinds)])
-            killed.append(one)
-            same = "identical" if one.identical else "DIFFERS"
-            print(f"story {len(killed)}: {one.damage}, {one.kills} kills, {same}", file=sys.stderr)
     print(markdown_table(table(killed)))
     for one in killed:
         if not one.identical:
             print(f"differs ({one.damage}): {one.said or 'bytes'}")
-    result = {
-        "schema": 1,
+    record: dict[str, Any] = {
+        **heading(typed(COMMAND, arguments)),
+        "bundle": bundle.name,
+        "steps": asked.steps,
         "unbroken_s": round(stories.seconds, 2),
+        "counts": counts(killed),
+        "identical": all(one.identical for one in killed),
         "stories": [asdict(one) for one in killed],
     }
-    print(json.dumps({**result, "identical": all(one.identical for one in killed)}))
-    return 0 if all(one.identical for one in killed) else 1
+    if asked.write:
+        write_record(asked.write, record)
+    print(json.dumps(record))
+    return 0 if record["identical"] else 1
 
 
 if __name__ == "__main__":
