@@ -52,26 +52,48 @@ def dimensions(size: int) -> Dimensions:
     return Dimensions(8 * size, 4, size, 77, 768, 224, 32000, 4096, 32, 32, 128, 4096, 8, 4)
 
 
-def feed(size: int, seed: int = 0) -> dict[str, Any]:
-    """One call: latents, a timestep, a caption's states."""
+def feed(size: int, seed: int = 0, batch: int = 1, width: int = 768) -> dict[str, Any]:
+    """One call: latents, a timestep, captions' states."""
     random = np.random.default_rng(seed)
     return {
-        "sample": random.standard_normal((1, 4, size, size), dtype=np.float32),
+        "sample": random.standard_normal((batch, 4, size, size), dtype=np.float32),
         "timestep": np.array([random.integers(1, 999)]),
-        "encoder_hidden_states": random.standard_normal((1, 77, 768), dtype=np.float32),
+        "encoder_hidden_states": random.standard_normal((batch, 77, width), dtype=np.float32),
     }
 
 
 def make(folder: Path, request: Request) -> dict[str, Any]:
+    return {"parameters": write_unet(folder, CONFIG)}
+
+
+def write_unet(checkpoint: Path, config: Mapping[str, Any]) -> int:
+    """A UNet of random weights in a folder for a checkpoint; returns how many there are."""
     from accelerate import init_empty_weights
 
     from storyv_lite.modeling.checkpoints import new_component
 
-    (folder / UNET).mkdir(parents=True, exist_ok=True)
-    (folder / UNET / "config.json").write_text(json.dumps(CONFIG))
+    folder = checkpoint / UNET
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
     with init_empty_weights():
-        shapes = {name: tuple(t.shape) for name, t in new_component(folder / UNET).state_dict().items()}
-    return {"parameters": write_random(folder / UNET, CONFIG, shapes)}
+        shapes = {name: tuple(t.shape) for name, t in new_component(folder).state_dict().items()}
+    return write_random(folder, config, shapes)
+
+
+def read_unet(checkpoint: Path) -> Any:
+    """That UNet as diffusers' module, in float32."""
+    import torch
+    from accelerate import init_empty_weights
+
+    from storyv_lite.export.weights import of_folder
+    from storyv_lite.modeling.checkpoints import new_component
+
+    with init_empty_weights(include_buffers=False):
+        unet: Any = new_component(checkpoint / UNET)
+    with of_folder(checkpoint / UNET) as weights:
+        values = {name: torch.from_numpy(weight.read()) for name, weight in weights.items()}
+        unet.load_state_dict(values, assign=True)
+    return unet.eval()
 
 
 def calibrate(folder: Path, request: Request) -> dict[str, Any]:
@@ -120,20 +142,12 @@ def step(folder: Path, request: Request) -> dict[str, Any]:
 def torch_step(folder: Path, request: Request) -> dict[str, Any]:
     """The same step by diffusers in 32 bits."""
     import torch
-    from accelerate import init_empty_weights
-
-    from storyv_lite.export.weights import of_folder
-    from storyv_lite.modeling.checkpoints import new_component
 
     torch.set_num_threads(request["threads"])
-    with init_empty_weights(include_buffers=False):
-        unet: Any = new_component(folder / UNET)
-    with of_folder(folder / UNET) as weights:
-        values = {name: torch.from_numpy(weight.read()) for name, weight in weights.items()}
-        unet.load_state_dict(values, assign=True)
+    unet = read_unet(folder)
     inputs = [torch.from_numpy(array) for array in feed(request["size"]).values()]
     with torch.no_grad():
-        answer, seconds = _timed(lambda: unet.eval()(*inputs, return_dict=False)[0].numpy(), request["runs"])
+        answer, seconds = _timed(lambda: unet(*inputs, return_dict=False)[0].numpy(), request["runs"])
     np.save(folder / f"torch-{request['size']}.npy", answer)
     return {"seconds": seconds}
 

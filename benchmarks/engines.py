@@ -1,8 +1,9 @@
 """TensorRT engines: seconds to build and bytes; on a GPU also their error and speed beside other ways to run.
 
-Run `python -m storyv_lite.benchmarks.engines`: the drawing components of the newest checkpoint; with `--shape
-sd15` a UNet of Stable Diffusion 1.5's shape, 860 million random weights in float16 (needs 8 GB of memory and
-many minutes). Where there is no GPU, engines are built and nothing is compared: the record says why.
+Run `python -m storyv_lite.benchmarks.engines [--shape all]`: the drawing components of the newest checkpoint,
+and a UNet of Stable Diffusion 1.5's shape, 860 million random weights in float16 (needs 6 GB of disk). Every
+engine is built in a process of its own, which reads its own peak of memory. Where there is no GPU, nothing is
+compared: the record says why.
 """
 
 import argparse
@@ -10,28 +11,30 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.benchmarks.command import failed, heading, write_record
+from storyv_lite.benchmarks import big_unet, child
+from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
+from storyv_lite.benchmarks.measure import ask
 from storyv_lite.components import Component, Dimensions, signature
-from storyv_lite.errors import StoryVError
-from storyv_lite.export.engines import Builder, build_engine, choose_builder
-from storyv_lite.memory import format_bytes, resident_memory
+from storyv_lite.engine import PROFILES
+from storyv_lite.errors import BackendError, StoryVError
+from storyv_lite.export.engines import Builder, Profiles, build_engine, choose_builder
+from storyv_lite.memory import format_bytes
 from storyv_lite.optional import require
-from storyv_lite.quantization import DRAWING
+from storyv_lite.quantization import DRAWING, SCHEMES
 from storyv_lite.runtime.backends import driver
 
 COMMAND = "python -m storyv_lite.benchmarks.engines"
 RUNS, WARM = 20, 5
 LIBRARIES = ("torch", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
-# of UNet2DConditionModel; everything else is the class's default, which is Stable Diffusion 1's
-SD15: Mapping[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+TIMEOUT_S = 3 * 3600.0
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -42,8 +45,14 @@ class Case:
 
     name: str
     graph: Path
-    module: Any  # answers in PyTorch; its parameters in float32
+    module: Callable[[], Any]  # loads what answers in PyTorch; its parameters in float32
     inputs: Tensors  # in the order that the module takes them; a batch of two, as guidance needs
+    profiles: Profiles = field(default_factory=lambda: PROFILES)
+
+    @property
+    def engine(self) -> Path:
+        """Where its engine is written."""
+        return self.graph.with_suffix(".engine")
 
 
 def checkpoint_cases(checkpoint: Path, folder: Path, components: Sequence[Component] = DRAWING) -> list[Case]:
@@ -59,26 +68,39 @@ def checkpoint_cases(checkpoint: Path, folder: Path, components: Sequence[Compon
     for component in components:
         with quiet():
             module = build(component, checkpoint, dims)
-        graph = capture(module, component, dims)
-        save_graph(shorten(halve(graph)), folder / component)
-        cases.append(Case(component, folder / component / GRAPH, module, random_inputs(component, dims)))
+        save_graph(shorten(halve(capture(module, component, dims))), folder / component)
+        graph, inputs = folder / component / GRAPH, random_inputs(component, dims)
+        cases.append(Case(component, graph, lambda module=module: module, inputs))  # type: ignore[misc]
     return cases
 
 
-def unet_case(config: Mapping[str, Any], folder: Path) -> Case:
-    """A UNet of this configuration with random weights, written in float16 by the exporter of torch.export.
-
-    The exporter of `capture` keeps a whole graph in one message, which may hold 2 GB at most.
+def unet_case(config: Mapping[str, Any], place: Path) -> Case:
+    """A UNet of this configuration with random weights, written in float16 one tensor at a time; sides of
+    latents from half its size on are free. What a run before it left in `place` is used again.
     """
+    from storyv_lite.export.capture import GRAPH
+    from storyv_lite.export.stream import stream_component
+
+    size, width = int(config["sample_size"]), int(config["cross_attention_dim"])
+    dims = replace(big_unet.dimensions(size), cross_attention_dim=width)
+    big_unet.write_unet(place, config)
+    written, scheme = place / "half", SCHEMES["half"][Component.UNET]
+    records = written / "records"
+    stream_component(Component.UNET, place, dims, scheme, written, records, part_bytes=None, any_size=True)
+    sides = (size // 2, size, size)
+    profiles = {**PROFILES, "height": sides, "width": sides}
+    name = f"unet, {size // 2} to {size} cells a side"
+    inputs = big_unet.feed(size, batch=2, width=width)
+    graph = written / Component.UNET / GRAPH
+    return Case(name, graph, lambda: _answering(big_unet.read_unet(place)), inputs, profiles)
+
+
+def _answering(unet: Any) -> Any:
+    """diffusers' UNet as a module that takes and gives float32 tensors, whatever its weights are."""
     import torch
-    from diffusers import UNet2DConditionModel
 
-    from storyv_lite.export.capture import GRAPH, quiet
-
-    class Half(torch.nn.Module):
-        """Float32 at the borders; the model itself keeps the embedding of the timestep wide."""
-
-        def __init__(self, unet: torch.nn.Module) -> None:
+    class Answering(torch.nn.Module):
+        def __init__(self) -> None:
             super().__init__()
             self.unet = unet
 
@@ -87,30 +109,7 @@ def unet_case(config: Mapping[str, Any], folder: Path) -> Case:
             states = encoder_hidden_states.to(dtype)
             return self.unet(sample.to(dtype), timestep, states, return_dict=False)[0].float()
 
-    with quiet():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(**config).eval().requires_grad_(False)
-    size, width = int(config["sample_size"]), int(config["cross_attention_dim"])
-    random = np.random.default_rng(0)
-    inputs: dict[str, NDArray[Any]] = {
-        "sample": random.standard_normal((2, unet.config.in_channels, size, size)).astype(np.float32),
-        "timestep": np.array([500], dtype=np.int64),
-        "encoder_hidden_states": random.standard_normal((2, 77, width)).astype(np.float32),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    batch = torch.export.Dim("batch", min=1, max=2)
-    with quiet():
-        torch.onnx.export(
-            Half(unet.half()),
-            tuple(map(torch.from_numpy, inputs.values())),
-            folder / GRAPH,
-            dynamo=True,
-            input_names=list(inputs),
-            output_names=["out_sample"],
-            dynamic_shapes={"sample": {0: batch}, "timestep": None, "encoder_hidden_states": {0: batch}},
-            external_data=True,
-        )
-    return Case("unet", folder / GRAPH, Half(unet.float()), inputs)
+    return Answering()
 
 
 def random_inputs(component: Component, dims: Dimensions) -> dict[str, NDArray[Any]]:
@@ -124,22 +123,39 @@ def random_inputs(component: Component, dims: Dimensions) -> dict[str, NDArray[A
     return found
 
 
-def measure(case: Case, builder: Builder) -> dict[str, Any]:
-    """Build one engine; on a GPU also compare it with ONNX Runtime's CUDA and with PyTorch."""
+def build(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What the measured process does: one graph becomes one file with its engine."""
+    builder = choose_builder()
     began, worked = time.perf_counter(), time.process_time()
-    content = build_engine(builder, case.graph)
-    data = case.graph.with_name(f"{case.graph.name}.data")
+    content = build_engine(builder, Path(request["graph"]), request["profiles"])
+    seconds = {"build_s": time.perf_counter() - began, "build_cpu_s": time.process_time() - worked}
+    Path(request["engine"]).write_bytes(content)
+    return {name: round(value, 2) for name, value in seconds.items()}  # more than work on a busy machine
+
+
+def measure(case: Case, builder: Builder) -> dict[str, Any]:
+    """Build one engine in a process of its own; on a GPU compare it with ONNX Runtime's CUDA and PyTorch.
+
+    Raises `BackendError` when there is none in the end.
+    """
+    from storyv_lite.export.capture import DATA
+
+    command = [sys.executable, "-m", "storyv_lite.benchmarks.engines", "--build"]
+    request = {"graph": str(case.graph), "engine": str(case.engine), "profiles": dict(case.profiles)}
+    built = ask(command, json.dumps(request), TIMEOUT_S)
+    if "error" in built:
+        raise BackendError(f"`{case.name}` became no engine: {built['error']}", built.get("hint", ""))
+    files = [file for file in (case.graph, case.graph.with_name(DATA)) if file.is_file()]
     row: dict[str, Any] = {
         "component": case.name,
-        "graph_bytes": case.graph.stat().st_size + (data.stat().st_size if data.is_file() else 0),
-        "engine_bytes": len(content),
-        "build_s": round(time.perf_counter() - began, 2),
-        "build_cpu_s": round(time.process_time() - worked, 2),  # less than the above on a busy machine
-        "peak_bytes": resident_memory().peak,
+        "graph_bytes": sum(file.stat().st_size for file in files),
+        "engine_bytes": case.engine.stat().st_size,
+        "profiles": dict(case.profiles),
+        **{name: built[name] for name in ("build_s", "build_cpu_s", "peak_bytes")},
     }
     if reason := driver.problem():
         return {**row, "compared": False, "reason": reason}
-    return {**row, "compared": True, "ways": compare_ways(case, content, builder)}
+    return {**row, "compared": True, "ways": compare_ways(case, case.engine.read_bytes(), builder)}
 
 
 def compare_ways(case: Case, content: bytes, builder: Builder) -> dict[str, dict[str, float]]:
@@ -152,8 +168,9 @@ def compare_ways(case: Case, content: bytes, builder: Builder) -> dict[str, dict
     from storyv_lite.runtime.backends.trt import TrtSession
 
     tensors = [torch.from_numpy(array) for array in case.inputs.values()]
+    module = case.module()
     with torch.no_grad():
-        reference = case.module(*tensors).numpy()
+        reference = module(*tensors).numpy()
     device = driver.Device()
     engine = TrtSession(builder.module, content, case.name, device, driver.Buffer(device))
     cuda = make_session(str(case.graph), session_options(1), "cuda")
@@ -162,7 +179,7 @@ def compare_ways(case: Case, content: bytes, builder: Builder) -> dict[str, dict
         "onnxruntime-cuda": lambda: np.asarray(cuda.run(None, dict(case.inputs))[0]),
     }
     if torch.cuda.is_available():
-        module = _halved_on_gpu(case.module)
+        module = _halved_on_gpu(module)
 
         def pytorch() -> NDArray[Any]:
             given = [t.cuda().half() if t.is_floating_point() else t.cuda() for t in tensors]
@@ -202,29 +219,27 @@ def _median(way: Callable[[], Any]) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line per engine and the record as JSON; write it where asked."""
     parser = argparse.ArgumentParser(prog=COMMAND, description="Build and compare TensorRT engines.")
-    parser.add_argument("--shape", choices=("toon", "sd15"), default="toon")
+    parser.add_argument("--shape", choices=("toon", "sd15", "all"), default="toon")
     parser.add_argument("--checkpoint", type=Path, help="checkpoint folder [the newest]")
+    parser.add_argument("--folder", type=Path, help="where graphs and engines are written and stay [nowhere]")
     parser.add_argument("--write", type=Path, help="write the record here")
+    parser.add_argument("--build", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
+    if asked.build:
+        return child.answer(child.costed(build))
     try:
         for module in ("torch", "diffusers", "onnx", "onnxscript"):
             require(module, "export")
         builder = choose_builder()
+        rows = []
         with tempfile.TemporaryDirectory() as name:
-            if asked.shape == "sd15":
-                cases = [unet_case(SD15, Path(name))]
-            else:
-                from storyv_lite.export.assemble import newest_checkpoint
-
-                cases = checkpoint_cases(asked.checkpoint or newest_checkpoint(Path.cwd()), Path(name))
-            rows = []
-            for case in cases:
+            for case in _cases(asked.shape, asked.checkpoint, asked.folder or Path(name)):
                 rows.append(measure(case, builder))
-                print(_line(rows[-1]), file=sys.stderr)
+                tell(_line(rows[-1]))
     except StoryVError as fault:
         return failed(fault)
     record = {
-        **heading(f"{COMMAND} --shape {asked.shape}", libraries=LIBRARIES),
+        **heading(typed(COMMAND, arguments), libraries=LIBRARIES),
         "builder": {"name": builder.name, "version": builder.version, "reason": builder.reason},
         "engines": rows,
     }
@@ -234,9 +249,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _cases(shape: str, checkpoint: Path | None, folder: Path) -> Iterator[Case]:
+    if shape != "sd15":
+        from storyv_lite.export.assemble import newest_checkpoint
+
+        yield from checkpoint_cases(checkpoint or newest_checkpoint(Path.cwd()), folder / "toon")
+    if shape != "toon":
+        yield unet_case(big_unet.CONFIG, folder / "sd15")
+
+
 def _line(row: Mapping[str, Any]) -> str:
     size = f"{format_bytes(row['engine_bytes'])} from a graph of {format_bytes(row['graph_bytes'])}"
-    line = f"{row['component']}: built in {row['build_s']} s ({row['build_cpu_s']} of work), {size}"
+    seconds = f"{row['build_s']} s ({row['build_cpu_s']} of work)"
+    line = f"{row['component']}: built in {seconds}, peak {format_bytes(row['peak_bytes'])}, {size}"
     if not row["compared"]:
         return f"{line}; not compared: {row['reason']}"
     ways = (f"{name} {way['ms']} ms, {way['snr_db']:.1f} dB" for name, way in row["ways"].items())

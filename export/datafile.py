@@ -27,11 +27,12 @@ ALIGNMENT = 4096  # bytes: tensors begin on pages, so that a mapped one shares n
 class DataFile:
     """A vault (see `quantize.Vault`) that reads weights by reference and appends what it is given to a file.
 
-    As a context it makes the file, and brings it to the disk at the end.
+    As a context it makes the file, and brings it to the disk at the end. With `half`, weights that are kept
+    as they are become float16, for a graph that is computed so.
     """
 
-    def __init__(self, path: Path, weights: Weights, component: str) -> None:
-        self.path, self.weights, self.component = path, weights, component
+    def __init__(self, path: Path, weights: Weights, component: str, half: bool = False) -> None:
+        self.path, self.weights, self.component, self.half = path, weights, component, half
         self.failures: list[Failure] = []
         self.errors: dict[int, float] = {}  # smallest signal-to-noise ratio by bits, in decibels
         self._digest, self._end = hashlib.sha256(), 0
@@ -64,7 +65,14 @@ class DataFile:
         return value
 
     def keep(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
-        return self.store(tensor.name, self.read(tensor)) if tensor.name in self.weights else tensor
+        if tensor.name not in self.weights:
+            return tensor
+        value = self.read(tensor)
+        if not self.half:
+            return self.store(tensor.name, value)
+        rounded = value.astype(np.float16)
+        self.hear(tensor.name, 16, rounded, value)
+        return self.store(tensor.name, rounded)
 
     def store(self, name: str, value: Array) -> onnx.TensorProto:
         """Raises `OutputError` when the disk is full."""

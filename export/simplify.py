@@ -68,10 +68,10 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _settle_shapes(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto:
-    """Replace what a traced graph computes from shapes by constants, where the batch does not change it.
+    """Replace what a traced graph computes from shapes by constants, where no free axis changes it.
 
-    Such a graph works out every shape anew in every call, in more nodes than do the work. Two batches show
-    which values follow it; a Reshape may have one such axis, which becomes -1.
+    Such a graph works out every shape anew in every call, in more nodes than do the work. Two probes show
+    which values follow one; a Reshape may have one such axis, which becomes -1.
     """
     graph = model.graph
     known = {tensor.name for tensor in graph.initializer}

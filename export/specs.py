@@ -17,8 +17,12 @@ SMALL = {"height": 8, "width": 8}
 
 
 def dummy_inputs(signature: Signature, batch: int = 2) -> tuple[Tensor, ...]:
-    """Inputs to trace with: every free axis 2 or more, so that no size is mistaken for a constant 1."""
-    free = {"batch": batch, "characters": batch, "sequence": 3, "past": 5, "total": 8, **SMALL}
+    """Inputs to trace with: every free axis 2 or more, so that no size is mistaken for a constant 1.
+
+    Sides of pictures and latents differ with the batch, and from each other where it is not 2.
+    """
+    sides = SMALL if batch == 2 else {"height": 16, "width": 24}
+    free = {"batch": batch, "characters": batch, "sequence": 3, "past": 5, "total": 8, **sides}
     random = torch.Generator().manual_seed(0)
 
     def tensors() -> Iterator[Tensor]:

@@ -19,6 +19,7 @@ from storyv_lite.coverage import Stored, coverage_of
 from storyv_lite.errors import OutputError
 from storyv_lite.export.capture import DATA, GRAPH, clean
 from storyv_lite.export.datafile import DataFile
+from storyv_lite.export.halve import halve
 from storyv_lite.export.parts import cut
 from storyv_lite.export.quantize import Ranges, quantize
 from storyv_lite.export.simplify import shorten
@@ -52,11 +53,13 @@ def stream_component(
     part_bytes: int | None = PART_BYTES,
     ranges: Ranges | None = None,
     progress: Progress = lambda message: None,
+    any_size: bool = False,
 ) -> Variant:
     """Write the graphs of one component into `folder/COMPONENT` and return what the manifest says of them.
 
     Parts recorded in `records` are taken as they are. `part_bytes` None makes one part. Weights in blocks
     are rounded to nearest: other ways need the wide graph to run. `ranges` are needed for static layers.
+    `any_size` leaves the sides of a UNet's latents open (axes `height`, `width`).
     Raises `ParityError` for weights too far from what they were, `BundleError` for a faulty checkpoint,
     `OutputError` for a full disk.
     """
@@ -65,7 +68,8 @@ def stream_component(
     for place in (folder / component, records):
         place.mkdir(parents=True, exist_ok=True)
     written: list[Written] = []
-    with structure_of(component, checkpoint, dims) as structure:
+    # who computes in float16 is TensorRT, which reads plain operators only
+    with structure_of(component, checkpoint, dims, not scheme.half, any_size) as structure:
         parts = cut(structure, _parameters(scheme, part_bytes, structure))
         for index, part in enumerate(parts):
             name = GRAPH if len(parts) == 1 else f"part-{index:02d}.onnx"
@@ -118,10 +122,11 @@ def _write(
     graph, data = folder / component / name, folder / component / name.replace(GRAPH, DATA)
     if data == graph:
         data = graph.with_name(f"{name}.data")
-    with DataFile(data, part.weights, component) as vault:
+    with DataFile(data, part.weights, component, scheme.half) as vault:
         quantized = quantize(clean(part.model), scheme, ranges, vault=vault)
     refuse(vault.failures)
-    graph.write_bytes(shorten(quantized.model).SerializeToString(deterministic=True))
+    model = halve(quantized.model) if scheme.half else quantized.model
+    graph.write_bytes(shorten(model).SerializeToString(deterministic=True))
     with graph.open("rb") as stream:
         os.fsync(stream.fileno())
     sync_folder(graph.parent)

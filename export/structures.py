@@ -24,10 +24,17 @@ HEAD = "lm_head.weight"  # which drawing does not need, and which may be tied to
 
 
 @contextmanager
-def structure_of(component: Component, checkpoint: Path, dims: Dimensions) -> Iterator[Structure]:
+def structure_of(
+    component: Component,
+    checkpoint: Path,
+    dims: Dimensions,
+    fused: bool = True,
+    any_size: bool = False,
+) -> Iterator[Structure]:
     """The structure of one component; its weights can be read while the context lasts.
 
-    Raises `BundleError` for a faulty checkpoint, `ConfigError` for a model that cannot be written.
+    `fused` and `any_size` are those of `traced_structure`. Raises `BundleError` for a faulty checkpoint,
+    `ConfigError` for a model that cannot be written.
     """
     with ExitStack() as opened:
         if component is Component.LANGUAGE_MODEL:
@@ -45,7 +52,7 @@ def structure_of(component: Component, checkpoint: Path, dims: Dimensions) -> It
 
         with quiet():
             whole = build(component, checkpoint, dims, load)
-        yield traced_structure(whole, origins, component, dims)
+        yield traced_structure(whole, origins, component, dims, fused, any_size)
 
 
 def _language(module: Any, weights: Weights, dims: Dimensions) -> Structure:

@@ -33,21 +33,29 @@ Origins = dict[int, Weight]  # by the identity of a module's parameter
 
 
 def traced_structure(
-    module: nn.Module, origins: Origins, component: Component, dims: Dimensions
+    module: nn.Module,
+    origins: Origins,
+    component: Component,
+    dims: Dimensions,
+    fused: bool = True,
+    any_size: bool = False,
 ) -> Structure:
     """The graph of a module of placeholders, as `capture` gives it, its weights by reference.
 
-    Raises `ParityError` when names, types or fixed axes differ from the signature table.
+    `fused` makes attention of a UNet one node, which only ONNX Runtime knows; `any_size` leaves the sides of
+    its latents open. Raises `ParityError` when names, types or fixed axes differ from the signature table.
     """
     wanted = signature(component, dims)
+    opened = _opened(wanted, component)
+    settled = Signature(opened.inputs, tuple(map(_open, wanted.outputs))) if any_size else wanted
     for part in module.modules():
-        if isinstance(part, UNet2DConditionModel):
+        if fused and isinstance(part, UNet2DConditionModel):
             part.set_attn_processor(FusedAttnProcessor())
         elif type(part) in (nn.Conv2d, nn.Linear):
             part.forward = partial(_idle, part)
     named = dict(module.named_parameters(remove_duplicate=False))
     weights = {name: origins[id(parameter)] for name, parameter in named.items()}
-    model = trace(module, _opened(wanted, component), weights=False)
+    model = trace(module, opened, weights=False)
     buffers = {name: buffer for name, buffer in module.named_buffers() if name not in weights}
     for value in list(model.graph.input):
         if value.name in buffers:  # a small table, which is there
@@ -56,7 +64,7 @@ def traced_structure(
             model.graph.input.remove(value)
     taken = {value.name for value in model.graph.input}
     weights = {name: weight for name, weight in weights.items() if name in taken}
-    model = simplify(model, wanted)
+    model = simplify(model, settled)
     weights = _settle_weights(model.graph, weights)
     inputs = [value for value in model.graph.input if value.name not in weights]
     del model.graph.input[:]
@@ -65,18 +73,16 @@ def traced_structure(
     weights = {name: weight for name, weight in weights.items() if name in used}
     model.graph.initializer.extend(placeholder(name, weight) for name, weight in weights.items())
     check_signature(model, wanted, component)
-    return Structure(clean(model, wanted), weights)
+    return Structure(clean(model, settled), weights)
 
 
 def _opened(wanted: Signature, component: Component) -> Signature:
     """With the sides of latents left open where a component draws: it is traced on few cells."""
-    if component not in DRAWING:
-        return wanted
+    return Signature(tuple(map(_open, wanted.inputs)), wanted.outputs) if component in DRAWING else wanted
 
-    def opened(spec: TensorSpec) -> TensorSpec:
-        return replace(spec, axes=(*spec.axes[:2], *SMALL)) if len(spec.axes) == 4 else spec
 
-    return Signature(tuple(map(opened, wanted.inputs)), wanted.outputs)
+def _open(spec: TensorSpec) -> TensorSpec:
+    return replace(spec, axes=(*spec.axes[:2], *SMALL)) if len(spec.axes) == 4 else spec
 
 
 def empty(module: nn.Module, weights: Weights, origins: Origins) -> nn.Module:

@@ -103,7 +103,7 @@ def make_plan(
 def check_fits(plan: MemoryPlan) -> None:
     """Raise `BudgetError` for a plan that is larger than its budget."""
     if not _fits(plan.phases, plan.budget):
-        raise _refusal(plan, "draw it anew in another folder: ")
+        raise _refusal(plan)
 
 
 def kept_plan(plan: MemoryPlan) -> dict[str, Any]:
@@ -230,8 +230,7 @@ def _fits(phases: Sequence[Phase], budget: Budget) -> bool:
     return ram and (budget.vram is None or max(phase.vram_bytes for phase in phases) <= budget.vram)
 
 
-def _refusal(smallest: MemoryPlan, first: str = "") -> BudgetError:
-    """`first` is what has to be done before another budget can be given."""
+def _refusal(smallest: MemoryPlan) -> BudgetError:
     budget, frames = smallest.budget, smallest.demand.frames
     kinds = (("--ram", smallest.ram_bytes, budget.ram), ("--vram", smallest.vram_bytes, budget.vram))
     short = [(flag, needed, given) for flag, needed, given in kinds if given is not None and needed > given]
@@ -243,6 +242,5 @@ def _refusal(smallest: MemoryPlan, first: str = "") -> BudgetError:
     story = "1 frame" if frames == 1 else f"{frames} frames"
     return BudgetError(
         f"a story of {story} drawn with `{smallest.bundle}` needs at least {', '.join(told)}",
-        hint=f"{first}give `{flags}`, tell a shorter story, or export narrower weights: "
-        "storyv-lite export --int4",
+        hint=f"give `{flags}`, tell a shorter story, or export narrower weights: storyv-lite export --int4",
     )

@@ -16,7 +16,6 @@ from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Backend
 from storyv_lite.runtime.context_size import WIDTHS
 from storyv_lite.runtime.demand import demand_of
-from storyv_lite.runtime.footprint import WIDE
 from storyv_lite.runtime.phases import Choice, Place
 from storyv_lite.runtime.pipeline import Settings, StoryPipeline
 from storyv_lite.runtime.plan import Budget, MemoryPlan, check_fits, make_plan, planned
@@ -84,10 +83,10 @@ def plan_story(
 ) -> tuple[Path, MemoryPlan | None]:
     """The bundle and the plan of a story; loads nothing, and no more than manifests and tokenizers is read.
 
-    There is no plan where engines run: what they take is not known before. Raises `BudgetError`.
+    There is no plan where engines run: what they take is not known before. Raises `BudgetError`, and
+    `ConfigError` for a budget that `backend` cannot be held to.
     """
-    if budget.vram is not None and backend.device == "cpu":
-        raise ConfigError("`--vram` is for a GPU, and this story is drawn on the CPU", "give `--ram` alone")
+    _check_budget(budget, backend)
     pipelines = [StoryPipeline(Bundle.open(path, verify=False), backend) for path in paths]
     pipelines.sort(key=lambda pipeline: -pipeline.bundle.total_bytes)
     demands = []
@@ -97,31 +96,32 @@ def plan_story(
         limits = pipeline.limits(settings)
         demands.append(demand_of(pipeline.model, story.captions, settings.guidance_scale, limits))
     if backend.name != "ort":
-        if budget.limited:
-            raise ConfigError(
-                f"there is no plan for `{backend.provider}`", "give `--provider cpu` or `cuda` with a budget"
-            )
         return paths[0], None
     bundles = [pipeline.bundle for pipeline in pipelines]
-    widths = (asked.kv_cache,) if asked.kv_cache else WIDTHS
-    bundle, plan = make_plan(bundles, demands, budget, _place(backend), widths, asked.tile)
+    bundle, plan = make_plan(bundles, demands, budget, _place(backend), _widths(asked.kv_cache), asked.tile)
     return bundle.path, plan
 
 
 def plan_again(
-    pipeline: StoryPipeline, story: Story, settings: Settings, made: Mapping[str, Any] | None
+    pipeline: StoryPipeline,
+    story: Story,
+    settings: Settings,
+    made: Mapping[str, Any] | None,
+    budget: Budget = Budget(),  # noqa: B008  # it is frozen
 ) -> None:
     """Let a pipeline draw as it was planned when the story was begun; `made` is what `kept_plan` kept.
 
-    Raises `BudgetError` when the story has outgrown its budget since.
+    A limited `budget` takes the place of the one it was begun with, and makes another plan. Raises
+    `BudgetError` when the story has outgrown its budget since, `ConfigError` for one that cannot be kept.
     """
+    _check_budget(budget, pipeline.backend)
     if pipeline.backend.name != "ort" or not story.captions:
         return
     limits, place = pipeline.limits(settings), _place(pipeline.backend)
     demand = demand_of(pipeline.model, story.captions, settings.guidance_scale, limits)
-    if made is None:
-        widths = (settings.kv_cache or WIDE,)
-        plan = make_plan([pipeline.bundle], [demand], Budget(), place, widths, pipeline.tile)[1]
+    if made is None or budget.limited:
+        widths = _widths(settings.kv_cache)
+        plan = make_plan([pipeline.bundle], [demand], budget, place, widths, pipeline.tile)[1]
         pipeline.obey(plan)
         return
     chosen = dict(made["choice"])
@@ -131,6 +131,20 @@ def plan_again(
     plan = planned(pipeline.bundle, demand, Budget(**made["budget"]), place, Choice(schemes, kept, **chosen))
     check_fits(plan)
     pipeline.obey(plan)
+
+
+def _check_budget(budget: Budget, backend: Backend) -> None:
+    if budget.vram is not None and backend.device == "cpu":
+        raise ConfigError("`--vram` is for a GPU, and this story is drawn on the CPU", "give `--ram` alone")
+    if budget.limited and backend.name != "ort":
+        raise ConfigError(
+            f"there is no plan for `{backend.provider}`", "give `--provider cpu` or `cuda` with a budget"
+        )
+
+
+def _widths(kv_cache: str | None) -> tuple[str, ...]:
+    """Of keys and values: the one that is asked for, else any."""
+    return (kv_cache,) if kv_cache else WIDTHS
 
 
 def _place(backend: Backend) -> Place:

@@ -1,10 +1,11 @@
 """Fixtures that every test may use: one tiny checkpoint and the bundles exported from it, once per run."""
 
 import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, chdir, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -134,6 +135,47 @@ def refused(run: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
         return err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def answer(run: Callable[..., tuple[int, str, str]]) -> Callable[..., dict[str, Any]]:
+    """A command that must succeed; its answer as JSON."""
+
+    def call(*arguments: object) -> dict[str, Any]:
+        code, out, err = run(*arguments, "--json")
+        assert code == 0, err
+        return dict(json.loads(out.splitlines()[-1]))
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def drawn(
+    request: pytest.FixtureRequest,
+    tiny_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    done: Callable[..., str],
+) -> Path:
+    """A folder with the tiny bundle and the `FILES` of the test module; do not write into it.
+
+    Where the module says `DRAWN_WITH`, `day.txt` is drawn in `whole`, with these options.
+    """
+    place = tmp_path_factory.mktemp("drawn")
+    shutil.copytree(tiny_bundle, place / "bundles/tiny", copy_function=os.link)
+    for name, text in request.module.FILES.items():
+        (place / name).write_text(text)
+    options = getattr(request.module, "DRAWN_WITH", None)
+    if options is not None:
+        with chdir(place):
+            done("render", "day.txt", "-o", "whole", *options)
+    return place
+
+
+@pytest.fixture
+def work(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of `drawn` to write into is the current folder."""
+    shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

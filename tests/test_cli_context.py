@@ -1,50 +1,25 @@
 """The cap on the story context and the width of its cache, from the command line to the receipt and back."""
 
 import json
-import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
-
-from storyv_lite.cli import app
 
 CAPTIONS = ["Milo is waving.", "He is standing.", "Luna is sitting.", "They have a ball.", "Milo waves."] * 2
 QUICK = ("--steps", "1", "--seed", "3")
 CAPPED = ("--context-size", "90", "--kv-cache", "int8")
+FILES = {
+    "day.txt": "\n".join(CAPTIONS),
+    "half.txt": "\n".join(CAPTIONS[:5]),
+    "rest.txt": "\n".join(CAPTIONS[5:]),
+}
+DRAWN_WITH = (*QUICK, *CAPPED)
+pytestmark = pytest.mark.usefixtures("work")
 
-
-@pytest.fixture(scope="module")
-def drawn(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a story, a bundle and the story drawn under a cap in `whole`; do not write into it."""
-    place = tmp_path_factory.mktemp("drawn")
-    (place / "bundles").mkdir()
-    shutil.copytree(tiny_bundle, place / "bundles/tiny", copy_function=os.link)
-    (place / "day.txt").write_text("\n".join(CAPTIONS))
-    (place / "half.txt").write_text("\n".join(CAPTIONS[:5]))
-    (place / "rest.txt").write_text("\n".join(CAPTIONS[5:]))
-    before = Path.cwd()
-    os.chdir(place)
-    try:
-        assert run("render", "day.txt", "-o", "whole", *QUICK, *CAPPED)[0] == 0
-    finally:
-        os.chdir(before)
-    return place
-
-
-@pytest.fixture(autouse=True)
-def work(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-
-
-def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stderr
+Said = Callable[..., str]
 
 
 def receipt(folder: str) -> dict[str, Any]:
@@ -87,51 +62,51 @@ def test_the_page_of_the_story_context_names_what_the_receipt_says_of_it() -> No
     assert len(fields) > 9 and all(f"`{name}`" in page for name in {*fields, "dropped_frames"})
 
 
-def test_a_size_in_bytes_is_the_same_cap_at_the_width_of_the_cache() -> None:
+def test_a_size_in_bytes_is_the_same_cap_at_the_width_of_the_cache(done: Said) -> None:
     size = f"{90 * 8 * 36}B"
-    code, _ = run("render", "day.txt", "-o", "other", *QUICK, "--context-size", size, "--kv-cache", "int8")
-    assert code == 0 and pictures("other") == pictures("whole")
+    done("render", "day.txt", "-o", "other", *QUICK, "--context-size", size, "--kv-cache", "int8")
+    assert pictures("other") == pictures("whole")
     assert readings("other") == readings("whole")
 
 
-def test_without_a_cap_the_bundles_limit_holds_and_with_one_frames_are_drawn_after_less() -> None:
-    assert run("render", "day.txt", "-o", "free", *QUICK)[0] == 0
+def test_without_a_cap_the_bundles_limit_holds_and_with_one_frames_are_drawn_after_less(done: Said) -> None:
+    done("render", "day.txt", "-o", "free", *QUICK)
     assert receipt("free")["settings"]["context_tokens"] is None
     assert receipt("free")["context"]["kv_cache"] == "fp32"
     assert receipt("free")["context"]["bytes_per_token"] == 8 * 128
-    assert run("render", "day.txt", "-o", "wide", *QUICK, "--context-size", "90")[0] == 0
+    done("render", "day.txt", "-o", "wide", *QUICK, "--context-size", "90")
     assert readings("wide") == readings("whole") and readings("free")[:3] == readings("wide")[:3]
     assert len(readings("free")[-1][0]) > len(readings("wide")[-1][0])
 
 
-def test_continuing_redrawing_and_drawing_the_receipt_again_keep_the_cap() -> None:
-    assert run("render", "half.txt", "-o", "half", *QUICK, *CAPPED)[0] == 0
-    assert run("continue", "half", "rest.txt")[0] == 0
+def test_continuing_redrawing_and_drawing_the_receipt_again_keep_the_cap(done: Said) -> None:
+    done("render", "half.txt", "-o", "half", *QUICK, *CAPPED)
+    done("continue", "half", "rest.txt")
     assert pictures("half") == pictures("whole") and readings("half") == readings("whole")
-    assert run("redraw", "whole", "--frame", "3", "--seed", "3", "--follow")[0] == 0
+    done("redraw", "whole", "--frame", "3", "--seed", "3", "--follow")
     assert pictures("half") == pictures("whole") and readings("half") == readings("whole")
 
 
 @pytest.mark.parametrize("given", [(), CAPPED])
 def test_a_story_that_was_stopped_goes_on_under_its_cap(
-    given: tuple[str, ...], small_disk: Any, monkeypatch: pytest.MonkeyPatch
+    given: tuple[str, ...], small_disk: Any, monkeypatch: pytest.MonkeyPatch, done: Said, refused: Said
 ) -> None:
     sizes = sorted(map(len, pictures("whole")))
     with small_disk(sizes[-1] - 1):
-        assert run("render", "day.txt", "-o", "cut", *QUICK, *CAPPED)[0] == 2
-    assert run("render", "day.txt", "-o", "cut", "--resume", *QUICK, *given)[0] == 0
+        refused(2, "render", "day.txt", "-o", "cut", *QUICK, *CAPPED)
+    done("render", "day.txt", "-o", "cut", "--resume", *QUICK, *given)
     assert pictures("cut") == pictures("whole") and readings("cut") == readings("whole")
 
 
-def test_another_cap_than_the_one_it_was_begun_with_is_refused(small_disk: Any) -> None:
+def test_another_cap_than_the_one_it_was_begun_with_is_refused(small_disk: Any, refused: Said) -> None:
     with small_disk(100):
-        run("render", "day.txt", "-o", "cut", *QUICK, *CAPPED)
+        refused(2, "render", "day.txt", "-o", "cut", *QUICK, *CAPPED)
     shutil.copytree("whole", "again")
-    code, said = run("render", "day.txt", "-o", "again", "--resume", *QUICK, "--context-size", "200")
-    assert code == 2 and "context tokens: `90`, needed `200`" in said
+    said = refused(2, "render", "day.txt", "-o", "again", "--resume", *QUICK, "--context-size", "200")
+    assert "context tokens: `90`, needed `200`" in said
 
 
-def test_a_story_drawn_before_there_were_caps_is_continued() -> None:
+def test_a_story_drawn_before_there_were_caps_is_continued(done: Said) -> None:
     file = Path("whole/story.json")
     found = receipt("whole")
     for name in ("context_tokens", "kv_cache"):
@@ -140,7 +115,7 @@ def test_a_story_drawn_before_there_were_caps_is_continued() -> None:
         for name in ("dropped_frames", "rebuilt_context", "tokens_in_cache"):
             del frame[name]
     file.write_text(json.dumps(found))
-    assert run("continue", "whole", "rest.txt")[0] == 0
+    done("continue", "whole", "rest.txt")
     assert receipt("whole")["context"]["limit_tokens"] == 1024
 
 
@@ -154,24 +129,21 @@ def test_a_story_drawn_before_there_were_caps_is_continued() -> None:
     ],
 )
 def test_what_cannot_be_held_is_refused_before_anything_is_written(
-    options: tuple[str, str], message: str
+    options: tuple[str, str], message: str, refused: Said
 ) -> None:
-    code, said = run("render", "day.txt", "-o", "none", *QUICK, *options)
-    assert code == 2 and message in said and "hint: " in said
+    assert message in refused(2, "render", "day.txt", "-o", "none", *QUICK, *options)
     assert not Path("none").exists()
 
 
-def test_a_longer_caption_than_the_cap_holds_does_not_touch_the_story() -> None:
+def test_a_longer_caption_than_the_cap_holds_does_not_touch_the_story(done: Said, refused: Said) -> None:
     before = Path("whole/story.json").read_bytes()
     Path("long.txt").write_text(
         "Milo is waving in the meadow and Luna is running to him and they have a ball."
     )
-    least = (
-        run("render", "half.txt", *QUICK, "--context-size", "1")[1].split("--context-size ")[1].split("`")[0]
-    )
-    assert run("render", "half.txt", "-o", "tight", *QUICK, "--context-size", least)[0] == 0
+    said = refused(2, "render", "half.txt", *QUICK, "--context-size", "1")
+    least = said.split("--context-size ")[1].split("`")[0]
+    done("render", "half.txt", "-o", "tight", *QUICK, "--context-size", least)
     kept = Path("tight/story.json").read_bytes()
-    code, said = run("continue", "tight", "long.txt")
-    assert code == 2 and "is too small" in said
+    assert "is too small" in refused(2, "continue", "tight", "long.txt")
     assert Path("tight/story.json").read_bytes() == kept and not Path("tight/journal.jsonl").exists()
     assert Path("whole/story.json").read_bytes() == before

@@ -34,6 +34,17 @@ def open_backend(device: str = "auto", threads: int | None = None, provider: str
     return OrtBackend(chosen, reason, threads)
 
 
+def provider_asked(made_with: str, device: str = "auto") -> str:
+    """What `--provider` has to be to draw with a provider that a receipt names, on `device`.
+
+    `auto` where it does not run on that device, and where the provider is none of ours.
+    """
+    from storyv_lite.runtime.backends.providers import PROVIDERS as FULL_NAMES
+
+    asked = next((name for name, full in FULL_NAMES.items() if made_with in (name, full)), "auto")
+    return asked if device == "auto" or (device == "cpu") == (asked == "cpu") else "auto"
+
+
 def open_torch_backend(
     device: str = "auto", precision: str | None = None, threads: int | None = None
 ) -> Backend:

@@ -11,19 +11,25 @@ import typer
 
 from storyv_lite.cli.console import note
 from storyv_lite.cli.drawing import (
-    FolderArgument,
     KeepGoingOption,
-    SameBundleOption,
     draw_story,
-    known_journal,
-    open_pipeline,
-    refuse_unfinished,
-    resuming,
+    refuse_exceeded,
     say_complete,
     take_over,
     writing,
 )
-from storyv_lite.cli.options import DeviceOption, JsonOption, ProviderOption
+from storyv_lite.cli.options import DeviceOption, JsonOption, StrictBudgetOption
+from storyv_lite.cli.reopening import (
+    FolderArgument,
+    SameBundleOption,
+    SameProviderOption,
+    SameRamOption,
+    SameVramOption,
+    known_journal,
+    open_pipeline,
+    refuse_unfinished,
+    resuming,
+)
 from storyv_lite.story import Story, read_story
 
 if TYPE_CHECKING:
@@ -37,7 +43,10 @@ def continue_story(
     ] = "",
     bundle: SameBundleOption = "",
     device: DeviceOption = "auto",
-    provider: ProviderOption = "auto",
+    provider: SameProviderOption = "",
+    ram: SameRamOption = "",
+    vram: SameVramOption = "",
+    strict_budget: StrictBudgetOption = False,
     keep_going: KeepGoingOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,7 +59,7 @@ def continue_story(
     if told.title:
         note(f"note: the title `{told.title}` is not used; the story has one")
     wanted = _longer(folder, told)
-    pipeline = open_pipeline(wanted, bundle, device, provider)
+    pipeline = open_pipeline(wanted, bundle, device, provider, ram, vram)
     pipeline.check(wanted.story, Settings(**wanted.settings))
     resume = resuming(folder, bundle, device, provider, keep_going)
     with writing(folder, resume):
@@ -64,6 +73,8 @@ def continue_story(
             say_complete(drawn, as_json)
             return
         draw_story(drawn, began, resume, keep_going, as_json)
+        if strict_budget:
+            refuse_exceeded(drawn)
 
 
 def _longer(folder: Path, told: Story) -> "Journal":

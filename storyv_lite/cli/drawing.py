@@ -4,24 +4,23 @@ Knows messages; what is pending is the journal's business, files are `Storyboard
 """
 
 import json
-import shlex
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from storyv_lite.cli.console import note, progress, say, say_json, seconds, warn
-from storyv_lite.errors import BudgetError, BundleError, ConfigError, FrameError, OutputError, StoryVError
+from storyv_lite.errors import BudgetError, FrameError, OutputError, StoryVError
 from storyv_lite.memory import format_bytes
 
 if TYPE_CHECKING:
     from storyv_lite.bundle import Degraded
-    from storyv_lite.runtime.journal import Journal
     from storyv_lite.runtime.pipeline import Progress, StoryPipeline
     from storyv_lite.runtime.storyboard_folder import StoryboardFolder
     from storyv_lite.story import Story
@@ -31,95 +30,6 @@ SHOWN_WORDS = 12
 KeepGoingOption = Annotated[
     bool, typer.Option("--keep-going", help="When a frame fails, draw the others without it.")
 ]
-SameBundleOption = Annotated[
-    str,
-    typer.Option(
-        "--bundle", metavar="BUNDLE", help="Bundle or checkpoint [default: the one it was begun with]."
-    ),
-]
-FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a drawn story.")]
-
-
-def known_journal(folder: Path) -> "Journal":
-    """The journal of a drawn story. Raises `OutputError` when there is none."""
-    from storyv_lite.runtime.journal import read_journal
-
-    journal = read_journal(folder) if folder.is_dir() else None
-    if journal is None:
-        raise OutputError(
-            f"`{folder}` holds no story that `storyv-lite render` has drawn",
-            f"storyv-lite render STORY -o {folder}",
-        )
-    return journal
-
-
-def refuse_unfinished(folder: Path, journal: "Journal") -> None:
-    """Raise `OutputError` while there is something left to draw."""
-    if journal.pending:
-        raise OutputError(
-            f"the story in `{folder}` is not finished: {len(journal.pending)} of its frames are to be drawn",
-            shlex.join(["storyv-lite", "continue", str(folder)]),
-        )
-
-
-def open_pipeline(journal: "Journal", bundle: str, device: str, provider: str) -> "StoryPipeline":
-    """The bundle or checkpoint that a story was begun with, on a device.
-
-    Raises `BundleError` when it is not found, `ConfigError` for a `provider` and a checkpoint.
-    """
-    from storyv_lite.bundle import MANIFEST, find_bundle, hash_file
-    from storyv_lite.runtime.pipeline import Settings, StoryPipeline
-    from storyv_lite.runtime.planning import plan_again
-
-    name, wanted = journal.bundle["name"], journal.bundle["sha256"]
-    tile = journal.made_with.get("tile", 0)
-    if precision := journal.bundle.get("precision"):
-        refuse_provider(provider)
-        pipeline = StoryPipeline.from_checkpoint(bundle or name, device, precision, tile=tile)
-        if pipeline.bundle.sha256 == wanted:
-            return pipeline
-        raise BundleError(
-            f"the story was begun with checkpoint `{name}` ({wanted[:12]}); "
-            f"found `{pipeline.bundle.path}` ({pipeline.bundle.sha256[:12]})",
-            "name its folder with `--bundle`",
-        )
-    found = []
-    for place in [bundle] if bundle else [None, name]:
-        try:
-            path, _ = find_bundle(place)
-        except BundleError:
-            if bundle:
-                raise
-            continue
-        digest = hash_file(path / MANIFEST)
-        if digest == wanted:
-            pipeline = StoryPipeline.from_bundle(path, device, provider=provider, tile=tile)
-            settings = Settings(**journal.settings)
-            plan_again(pipeline, journal.story, settings, journal.made_with.get("plan"))
-            return pipeline
-        found.append(f"`{path}` ({digest[:12]})")
-    raise BundleError(
-        f"the story was begun with bundle `{name}` ({wanted[:12]}); found {', '.join(found) or 'none'}",
-        "name its folder with `--bundle`",
-    )
-
-
-def refuse_provider(provider: str) -> None:
-    """Raise `ConfigError` when one is asked for to draw with a checkpoint."""
-    if provider != "auto":
-        raise ConfigError(
-            "`--provider` is for a bundle; a checkpoint is drawn with by PyTorch",
-            hint="give `--device cpu` or `--device cuda`",
-        )
-
-
-def resuming(folder: Path, bundle: str, device: str, provider: str, keep_going: bool) -> str:
-    """The command that goes on with what is in `folder`."""
-    words = ["storyv-lite", "continue", str(folder)]
-    words += ["--bundle", bundle] if bundle else []
-    for option, asked in (("--device", device), ("--provider", provider)):
-        words += [option, asked] if asked != "auto" else []
-    return shlex.join([*words, "--keep-going"] if keep_going else words)
 
 
 @contextmanager
@@ -147,7 +57,10 @@ def take_over(drawn: "StoryboardFolder", retry: bool, resumed: bool) -> None:
     """Go on with what lies in the folder, and say what of it is not used, and whether bytes may differ."""
     from storyv_lite.runtime.storyboard_folder import made_with
 
-    otherwise = drawn.journal.made_otherwise(made_with(drawn.pipeline))
+    now = made_with(drawn.pipeline)
+    otherwise = drawn.journal.made_otherwise(now)
+    planned = {name: now[name] for name in ("plan", "ways", "tile") if name in now}
+    drawn.journal = replace(drawn.journal, made_with={**drawn.journal.made_with, **planned})
     lost = drawn.go_on(retry, resumed)
     if lost:
         names = ", ".join(str(frame + 1) for frame in lost)

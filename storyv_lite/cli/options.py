@@ -29,6 +29,9 @@ VramOption = Annotated[
     str,
     typer.Option("--vram", metavar="SIZE", help="GPU memory that may be used [default: no limit]."),
 ]
+StrictBudgetOption = Annotated[
+    bool, typer.Option("--strict-budget", help="Fail when more memory was used than was planned.")
+]
 ContextSizeOption = Annotated[
     str,
     typer.Option(

@@ -15,17 +15,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from storyv_lite.cli.drawing import (
+    draw_story,
+    refuse_exceeded,
+    take_over,
+    writing,
+)
+from storyv_lite.cli.options import DeviceOption, JsonOption, StrictBudgetOption, make_folder
+from storyv_lite.cli.reopening import (
     FolderArgument,
     SameBundleOption,
-    draw_story,
+    SameProviderOption,
+    SameRamOption,
+    SameVramOption,
     known_journal,
     open_pipeline,
     refuse_unfinished,
     resuming,
-    take_over,
-    writing,
 )
-from storyv_lite.cli.options import DeviceOption, JsonOption, ProviderOption, make_folder
 from storyv_lite.errors import ConfigError
 from storyv_lite.story import Caption, parse
 
@@ -49,7 +55,10 @@ def redraw(
     ] = "",
     bundle: SameBundleOption = "",
     device: DeviceOption = "auto",
-    provider: ProviderOption = "auto",
+    provider: SameProviderOption = "",
+    ram: SameRamOption = "",
+    vram: SameVramOption = "",
+    strict_budget: StrictBudgetOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw single frames of a drawn story again."""
@@ -61,7 +70,7 @@ def redraw(
         return _changed(folder, known_journal(folder), frame, seed, caption, follow)
 
     wanted = changed()
-    pipeline = open_pipeline(wanted, bundle, device, provider)
+    pipeline = open_pipeline(wanted, bundle, device, provider, ram, vram)
     pipeline.check(wanted.story, Settings(**wanted.settings))
     target = _branch(folder, branch) if branch else folder
     resume = resuming(target, bundle, device, provider, keep_going=False)
@@ -79,6 +88,8 @@ def redraw(
         drawn = StoryboardFolder(target, wanted, pipeline)
         take_over(drawn, retry=False, resumed=False)
         draw_story(drawn, began, resume, keep_going=False, as_json=as_json)
+        if strict_budget:
+            refuse_exceeded(drawn)
 
 
 def _changed(

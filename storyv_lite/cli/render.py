@@ -16,10 +16,7 @@ from storyv_lite.cli.console import note
 from storyv_lite.cli.drawing import (
     KeepGoingOption,
     draw_story,
-    open_pipeline,
     refuse_exceeded,
-    refuse_provider,
-    resuming,
     say_complete,
     take_over,
     writing,
@@ -33,10 +30,17 @@ from storyv_lite.cli.options import (
     KvCacheOption,
     ProviderOption,
     RamOption,
+    StrictBudgetOption,
     VramOption,
     free_folder,
     holds_something,
     make_folder,
+)
+from storyv_lite.cli.reopening import (
+    open_pipeline,
+    refuse_budget,
+    refuse_provider,
+    resuming,
 )
 from storyv_lite.errors import BudgetError, ConfigError, OutputError
 from storyv_lite.story import read_story
@@ -88,9 +92,7 @@ def render(
     ] = 0,
     ram: RamOption = "",
     vram: VramOption = "",
-    strict_budget: Annotated[
-        bool, typer.Option("--strict-budget", help="Fail when more memory was used than was planned.")
-    ] = False,
+    strict_budget: StrictBudgetOption = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -109,12 +111,8 @@ def render(
             "`--precision` is for a checkpoint; a bundle has the one it was exported in",
             hint="give `--checkpoint` too, or export another bundle with `storyv-lite export --scheme`",
         )
-    if checkpoint and (ram or vram or strict_budget):
-        raise ConfigError(
-            "a memory plan is for a bundle; a checkpoint is drawn with by PyTorch",
-            hint="export it first: storyv-lite export --int4",
-        )
     if checkpoint:
+        refuse_budget(bool(ram or vram or strict_budget))
         refuse_provider(provider)
     began = time.perf_counter()
     told = read_story(story)
