@@ -25,8 +25,8 @@ from storyv_lite.benchmarks import child
 from storyv_lite.benchmarks.machine import this_machine, versions
 from storyv_lite.benchmarks.measure import ask
 from storyv_lite.benchmarks.shapes import write_random
-from storyv_lite.bundle import Part
 from storyv_lite.components import Component, Dimensions, signature
+from storyv_lite.manifest import Part
 from storyv_lite.memory import usable_cores
 from storyv_lite.quantization import Method, QuantScheme
 

@@ -2,8 +2,8 @@
 
 Run `python -m storyv_lite.benchmarks.branches [--write FILE]`: a story of five frames is drawn, then every
 frame is redrawn in a branch of its own, once alone and once with all that follow. Exit code 1 where the
-branches take as much as three copies of the story or more. Knows folders; what a branch holds is the command's
-business.
+branches take as much as three copies of the story or more. Knows folders; what a branch holds is the
+command's business.
 """
 
 import argparse

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
 from storyv_lite.benchmarks.machine import this_machine
 from storyv_lite.benchmarks.report import markdown_table
-from storyv_lite.bundle import Bundle, Context, find_bundle
+from storyv_lite.bundle import Bundle, find_bundle
 from storyv_lite.components import Component
 from storyv_lite.errors import ConfigError, StoryVError
+from storyv_lite.manifest import Context
 from storyv_lite.prompt import ImageQuery, history, query
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Backend, CacheStorage, LanguageSession, Session, Tensors

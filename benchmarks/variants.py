@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from storyv_lite.benchmarks.judged import judge_missing, read_judged
 from storyv_lite.benchmarks.quality import Evaluation, Likeness, unseen_stories
-from storyv_lite.bundle import Bundle, MergeStep, hash_file
+from storyv_lite.bundle import Bundle, hash_file
 from storyv_lite.errors import BundleError, ConfigError
+from storyv_lite.manifest import MergeStep
 from storyv_lite.presets import load_config
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.pipeline import StoryPipeline

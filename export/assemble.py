@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from storyv_lite.bundle import Variant, part_entry
+from storyv_lite.bundle import part_entry
 from storyv_lite.checkpoint import WEIGHTS, describe, read_checkpoint
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.coverage import coverage_of
@@ -35,6 +35,7 @@ from storyv_lite.export.story_parity import verify_stories
 from storyv_lite.export.streamed import write_table
 from storyv_lite.export.verify import CASES, Failure, failures, refuse, save_cases, verify
 from storyv_lite.export.weight_parity import check_weights
+from storyv_lite.manifest import Variant
 from storyv_lite.memory import format_bytes
 from storyv_lite.modeling.components import build
 from storyv_lite.quantization import QuantScheme, plan

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storyv_lite.bundle import MANIFEST, Bundle, Variant, part_entry, variant_entry, write_manifest
+from storyv_lite.bundle import MANIFEST, Bundle, part_entry, variant_entry, write_manifest
 from storyv_lite.components import Component
 from storyv_lite.engine import (
     BUILDERS,
@@ -29,6 +29,7 @@ from storyv_lite.engine import (
     stale,
 )
 from storyv_lite.errors import BackendError, BundleError, MissingDependency, OutputError
+from storyv_lite.manifest import Variant
 from storyv_lite.optional import installed, require
 from storyv_lite.quantization import DRAWING
 from storyv_lite.runtime.backends import driver

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from storyv_lite import __version__
-from storyv_lite.bundle import Variant, component_entry, write_manifest
+from storyv_lite.bundle import component_entry, write_manifest
 from storyv_lite.checkpoint import checkpoint_hash, describe
 from storyv_lite.components import Component, Dimensions, signature
+from storyv_lite.manifest import Variant
 
 
 def finish(

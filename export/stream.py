@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from storyv_lite.bundle import Part, Variant, hash_file
+from storyv_lite.bundle import hash_file
 from storyv_lite.components import Component, Dimensions
 from storyv_lite.coverage import Stored, coverage_of
 from storyv_lite.errors import OutputError
@@ -26,6 +26,7 @@ from storyv_lite.export.simplify import shorten
 from storyv_lite.export.structures import structure_of
 from storyv_lite.export.verify import refuse
 from storyv_lite.export.weights import Structure
+from storyv_lite.manifest import Part, Variant
 from storyv_lite.memory import format_bytes, return_freed_memory
 from storyv_lite.quantization import STORAGE, Method, QuantScheme, Rounding
 from storyv_lite.runtime.disk import sync_folder, write_file

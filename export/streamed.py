@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from storyv_lite import __version__
-from storyv_lite.bundle import Variant, part_entry
+from storyv_lite.bundle import part_entry
 from storyv_lite.checkpoint import TOKEN_ROWS, describe, embedding_scale, read_checkpoint
 from storyv_lite.components import Component, Dimensions
 from storyv_lite.coverage import Stored, coverage_of
@@ -24,6 +24,7 @@ from storyv_lite.export.manifest import finish
 from storyv_lite.export.specs import GRAPHS
 from storyv_lite.export.stream import PART_BYTES, Progress, bytes_per_weight, check_space, stream_component
 from storyv_lite.export.weights import of_folder
+from storyv_lite.manifest import Variant
 from storyv_lite.quantization import FP16, Method, QuantScheme, plan
 from storyv_lite.runtime.disk import locked, write_file
 

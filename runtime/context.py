@@ -9,7 +9,7 @@ many frames. Training reads long stories in the same layout (train/telling.py).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from storyv_lite.bundle import Context
+from storyv_lite.manifest import Context
 
 RECENT = 6  # frames before the one to draw that a reduced context keeps; no reference reaches further back
 REDUCED = 0.75  # part of the limits that a reduced context takes at most, so that it has room to grow

@@ -5,7 +5,7 @@ Knows tokenizers and the limits of the context; not what anything takes in memor
 
 from collections.abc import Sequence
 
-from storyv_lite.bundle import Context
+from storyv_lite.manifest import Context
 from storyv_lite.prompt import history, query
 from storyv_lite.runtime.context import REDUCED, most_tokens
 from storyv_lite.runtime.footprint import Demand

@@ -9,8 +9,8 @@ in several parts one is there at a time (`backends.parts`), so it takes what its
 
 from dataclasses import dataclass
 
-from storyv_lite.bundle import Variant
 from storyv_lite.components import Component, Dimensions
+from storyv_lite.manifest import Variant
 from storyv_lite.runtime.context_size import bytes_per_token
 
 MIB = 2**20

@@ -7,8 +7,9 @@ is the plan's choice.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from storyv_lite.bundle import Bundle, Context, Variant
+from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component
+from storyv_lite.manifest import Context, Variant
 from storyv_lite.runtime.context_size import bytes_per_token
 from storyv_lite.runtime.footprint import (
     LEFT_BEHIND,

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.bundle import Bundle, Context, find_bundle
+from storyv_lite.bundle import Bundle, find_bundle
 from storyv_lite.checkpoint import find_checkpoint, open_checkpoint
 from storyv_lite.components import Component
 from storyv_lite.errors import ConfigError, StoryError
+from storyv_lite.manifest import Context
 from storyv_lite.memory import take_peak
 from storyv_lite.runtime.backends import open_backend, open_torch_backend
 from storyv_lite.runtime.backends.base import Backend

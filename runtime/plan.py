@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
-from storyv_lite.bundle import Bundle, Context, Variant
+from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component
 from storyv_lite.errors import BudgetError
+from storyv_lite.manifest import Context, Variant
 from storyv_lite.memory import format_bytes
 from storyv_lite.runtime.context import REDUCED
 from storyv_lite.runtime.context_size import WIDTHS

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storyv_lite.bundle import MANIFEST, PACKAGED, Bundle, Context, find_bundle
+from storyv_lite.bundle import MANIFEST, PACKAGED, Bundle, find_bundle
 from storyv_lite.components import Component
 from storyv_lite.errors import BundleError, ConfigError
+from storyv_lite.manifest import Context
 from storyv_lite.memory import parse_bytes, resident_memory
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Backend

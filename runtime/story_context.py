@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.bundle import Context
+from storyv_lite.manifest import Context
 from storyv_lite.prompt import history, query, text_history
 from storyv_lite.runtime.context import Finished, grow, lasting, most_tokens
 from storyv_lite.runtime.context_size import refuse_small

@@ -11,9 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from storyv_lite.bundle import Bundle, Part, Variant, file_entry, hash_file, parse_manifest
+from storyv_lite.bundle import Bundle, file_entry, hash_file, parse_manifest
 from storyv_lite.components import Component, Dimensions
 from storyv_lite.errors import BundleError
+from storyv_lite.manifest import Part, Variant
 
 SCHEMA = 1
 RECORD = "checkpoint.json"

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from storyv_lite.bundle import Bundle, Part, Variant
+from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component
 from storyv_lite.errors import BackendError
+from storyv_lite.manifest import Part, Variant
 from storyv_lite.quantization import Method, QuantScheme
 
 # builder, which is also the backend of its variants, the name of its package and of the extra: its module

@@ -11,17 +11,10 @@ from typing import Any
 import pytest
 
 from storyv_lite import bundle as bundles
-from storyv_lite.bundle import (
-    Bundle,
-    Variant,
-    component_entry,
-    file_entry,
-    find_bundle,
-    part_entry,
-    write_manifest,
-)
+from storyv_lite.bundle import Bundle, component_entry, file_entry, find_bundle, part_entry, write_manifest
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.errors import BundleError
+from storyv_lite.manifest import Variant
 
 DIMENSIONS = Dimensions(32, 4, 8, 16, 32, 32, 104, 64, 2, 2, 32, 128, 4, 2)
 

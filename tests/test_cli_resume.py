@@ -16,7 +16,6 @@ import pytest
 from storyv_lite.benchmarks.branches import own_bytes
 from storyv_lite.bundle import hash_file
 from storyv_lite.prompt import query
-from storyv_lite.runtime.backends import providers
 from storyv_lite.runtime.disk import locked
 from storyv_lite.runtime.journal import JOURNAL, read_journal
 from storyv_lite.runtime.language import make_piece
@@ -155,39 +154,6 @@ def test_other_versions_and_threads_are_said_and_do_not_stop_the_story(done: Sai
     (folder / JOURNAL).write_text(journal.replace('"threads": ', '"threads": 9'))
     err = done("render", "day.txt", "--resume", *QUICK)
     assert "bytes may differ" in err and "onnxruntime 0." in err and "threads 9" in err
-
-
-def drawn_by(provider: str, folder: Path) -> Path:
-    """A stopped story that says it was drawn with this provider."""
-    head = (folder / JOURNAL).read_text()
-    (folder / JOURNAL).write_text(head.replace("CPUExecutionProvider", provider))
-    return folder
-
-
-def test_a_story_goes_on_with_the_provider_that_drew_it(done: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = stop(4)
-    monkeypatch.setattr(providers, "problem", lambda provider: "")  # `auto` would take CUDA
-    assert "bytes may differ" not in done("continue", folder)
-    assert pictures(folder) == pictures("whole")
-
-
-def test_a_provider_that_drew_it_and_does_not_work_here_is_no_silent_other_one(
-    done: Said, refused: Said, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(providers, "problem", lambda provider: "" if provider == "cpu" else "no driver")
-    folder = drawn_by("CUDAExecutionProvider", stop(4))
-    for arguments in (("continue", folder), ("continue", folder, "--device", "cuda")):
-        said = refused(5, *arguments)
-        assert "the story was drawn with `cuda`, which does not work here: " in said
-        assert "`--provider cpu`: bytes may differ" in said
-    said = done("continue", folder, "--provider", "auto")
-    assert "provider CUDAExecutionProvider then, CPUExecutionProvider now" in said
-
-
-def test_another_device_is_another_provider(done: Said) -> None:
-    folder = drawn_by("tensorrt-rtx", stop(4))
-    said = done("continue", folder, "--device", "cpu")
-    assert "bytes may differ" in said and pictures(folder) == pictures("whole")
 
 
 def test_a_folder_that_somebody_draws_into_is_refused(refused: Said) -> None:

@@ -20,9 +20,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from storyv_lite.bundle import Bundle, Variant
+from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component, Signature, signature
 from storyv_lite.errors import BackendError, BundleError, StoryVError
+from storyv_lite.manifest import Variant
 from storyv_lite.memory import usable_cores
 from storyv_lite.runtime.backends import providers
 from storyv_lite.runtime.backends.base import CacheStorage, Session, Tensors

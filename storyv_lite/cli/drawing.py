@@ -20,7 +20,7 @@ from storyv_lite.errors import BudgetError, FrameError, OutputError, StoryVError
 from storyv_lite.memory import format_bytes
 
 if TYPE_CHECKING:
-    from storyv_lite.bundle import Degraded
+    from storyv_lite.manifest import Degraded
     from storyv_lite.runtime.pipeline import Progress, StoryPipeline
     from storyv_lite.runtime.storyboard_folder import StoryboardFolder
     from storyv_lite.story import Story
@@ -59,7 +59,7 @@ def take_over(drawn: "StoryboardFolder", retry: bool, resumed: bool) -> None:
 
     now = made_with(drawn.pipeline)
     otherwise = drawn.journal.made_otherwise(now)
-    planned = {name: now[name] for name in ("plan", "ways", "tile") if name in now}
+    planned = {name: value for name, value in now.items() if name in ("plan", "ways", "tile")}
     drawn.journal = replace(drawn.journal, made_with={**drawn.journal.made_with, **planned})
     lost = drawn.go_on(retry, resumed)
     if lost:

@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
-from storyv_lite.bundle import Bundle, Variant, hash_file, part_entry, variant_entry, write_manifest
+from storyv_lite.bundle import Bundle, hash_file, part_entry, variant_entry, write_manifest
 from storyv_lite.cli import app
 from storyv_lite.components import Component
 from storyv_lite.engine import PORTABLE, covers, engine_variant, make_key, stale, unreadable
@@ -23,6 +23,7 @@ from storyv_lite.export.engines import Builder, add_engines, choose_builder
 from storyv_lite.export.halve import halve
 from storyv_lite.export.quantize import quantize
 from storyv_lite.export.simplify import shorten
+from storyv_lite.manifest import Variant
 from storyv_lite.optional import installed
 from storyv_lite.quantization import DRAWING, SCHEMES, plan
 from storyv_lite.runtime.backends import driver

@@ -13,17 +13,20 @@ import pytest
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from storyv_lite.bundle import Bundle, Variant
+from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.errors import ParityError
 from storyv_lite.export import rounding
 from storyv_lite.export.capture import GRAPH, capture, clean, load_graph, save_graph
+from storyv_lite.export.halve import halve
 from storyv_lite.export.quantize import quantize
 from storyv_lite.export.simplify import shorten
 from storyv_lite.export.specs import GRAPHS, dummy_inputs
 from storyv_lite.export.stream import stream_component
+from storyv_lite.export.verify import compare
+from storyv_lite.manifest import Variant
 from storyv_lite.modeling.components import build
-from storyv_lite.quantization import FP16, FP32, Method, QuantScheme
+from storyv_lite.quantization import DRAWING, FP16, FP32, SCHEMES, Method, QuantScheme
 
 INT4 = QuantScheme("int4-block32", Method.BLOCK4, accuracy_level=4)
 INT8 = QuantScheme("int8-weights", Method.WEIGHT_ONLY)
@@ -170,6 +173,26 @@ def test_a_streamed_component_has_the_weights_and_the_answers_of_the_one_exporte
     np.testing.assert_allclose(
         run(tmp_path / "bundle", [part.file for part in variant.parts], feeds)[name], right, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("component", DRAWING)
+def test_what_draws_is_streamed_in_16_bits_as_an_export_in_memory_writes_it(
+    component: Component, rough_checkpoint: Path, dims: Dimensions, tmp_path: Path
+) -> None:
+    half = SCHEMES["half"][component]
+    wide = capture(build(component, rough_checkpoint, dims), component, dims)
+    save_graph(shorten(halve(wide)), tmp_path / "memory")
+    variant = stream(component, rough_checkpoint, dims, half, tmp_path)
+    streamed, memory = load_graph(tmp_path / "bundle" / component), load_graph(tmp_path / "memory")
+    assert tensors(streamed) == tensors(memory)
+    assert {node.domain for node in streamed.graph.node} == {""}, "which is what TensorRT reads"
+    assert variant.weights["default"] == "half" and variant.parity["weights_16_bits_snr_db"] > 60
+    wanted = signature(component, dims)
+    feeds = {s.name: t.numpy() for s, t in zip(wanted.inputs, dummy_inputs(wanted), strict=True)}
+    (name,) = (spec.name for spec in wanted.outputs)
+    right = run(tmp_path / "memory", [GRAPH], feeds)[name]
+    found = run(tmp_path / "bundle", [part.file for part in variant.parts], feeds)[name]
+    assert compare(found, right).snr_db > 50
 
 
 def tensors(model: onnx.ModelProto) -> Counter[bytes]:

@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import OPTConfig, OPTForCausalLM
 
-from storyv_lite.bundle import Bundle, Context
+from storyv_lite.bundle import Bundle
 from storyv_lite.checkpoint import open_checkpoint
 from storyv_lite.components import Component
 from storyv_lite.errors import ConfigError
+from storyv_lite.manifest import Context
 from storyv_lite.modeling.components import LanguageModel
 from storyv_lite.prompt import history, query
 from storyv_lite.runtime.backends import open_backend, open_torch_backend

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from storyv_lite.bundle import PACKAGED, Bundle, Part, Variant
+from storyv_lite.bundle import PACKAGED, Bundle
 from storyv_lite.components import Component
 from storyv_lite.errors import BudgetError
+from storyv_lite.manifest import Part, Variant
 from storyv_lite.memory import parse_bytes
 from storyv_lite.runtime.footprint import Demand, finish_bytes, footprint
 from storyv_lite.runtime.phases import FINISH, LOAD, Choice, Place, footprints, used_components

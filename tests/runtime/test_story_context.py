@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from storyv_lite.bundle import Context
+from storyv_lite.manifest import Context
 from storyv_lite.runtime.context import RECENT, Finished, grow, lasting, reduce
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from storyv_lite.bundle import Context
 from storyv_lite.components import Dimensions
 from storyv_lite.config import (
     AlignStage,
@@ -23,6 +22,7 @@ from storyv_lite.config import (
     VisionConfig,
 )
 from storyv_lite.errors import BundleError
+from storyv_lite.manifest import Context
 from storyv_lite.modeling.checkpoints import load_component, read_checkpoint
 from storyv_lite.modeling.packing import Kind, visible
 from storyv_lite.runtime.context import RECENT, Finished, reduce
