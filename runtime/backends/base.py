@@ -1,9 +1,11 @@
-"""What the runtime asks of a way to run components: three small protocols, numpy at every border.
+"""What the runtime asks of a way to run components: three small protocols, numpy at every border, and one
+error for whatever a library raises.
 
 Weights, and keys and values unless someone asks for them, stay behind these lines.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component
+from storyv_lite.errors import BackendError, StoryVError
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -77,3 +80,15 @@ class Backend(Protocol):
 
     def versions(self) -> dict[str, str]:
         """Libraries whose version may change a result."""
+
+
+@contextmanager
+def reported(component: str, hint: str) -> Iterator[None]:
+    """What a library raises while a component is loaded or runs, as one clear error that ends in `hint`."""
+    try:
+        yield
+    except StoryVError:
+        raise
+    except Exception as fault:  # the libraries have no common error class
+        reason = (str(fault).strip() or type(fault).__name__).splitlines()[0]
+        raise BackendError(f"`{component}` failed: {reason}", hint=hint) from fault

@@ -9,8 +9,7 @@ cache is copied on every read, and two copies exist for a moment.
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,11 +21,11 @@ from numpy.typing import NDArray
 
 from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component, Signature, signature
-from storyv_lite.errors import BackendError, BundleError, StoryVError
+from storyv_lite.errors import BackendError, BundleError
 from storyv_lite.manifest import Variant
 from storyv_lite.memory import usable_cores
 from storyv_lite.runtime.backends import providers
-from storyv_lite.runtime.backends.base import CacheStorage, Session, Tensors
+from storyv_lite.runtime.backends.base import CacheStorage, Session, Tensors, reported
 from storyv_lite.runtime.backends.free_size import free_size
 from storyv_lite.runtime.backends.parts import Parts
 
@@ -34,6 +33,7 @@ MAX_THREADS = 16  # more of them wait for each other longer than they work
 # 8-bit weights before a product are not widened but multiplied in blocks, with activations in 8 bits too: the
 # library's default today, said here because pictures depend on it (docs/decisions/0024).
 WIDENED_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "4")
+_INSPECT = "check the bundle with `storyv-lite inspect`"
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph given as bytes
 
 
@@ -141,7 +141,7 @@ class OrtSession:
         self._parts, self._name = parts, name
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
-        with _reported(self._name):
+        with reported(self._name, _INSPECT):
             return self._parts.run(inputs, _run)
 
     def close(self) -> None:
@@ -196,7 +196,7 @@ class OrtLanguageSession:
         self.shares_buffers = self._probe()
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
-        with _reported("language_model"):
+        with reported("language_model", _INSPECT):
             return self._parts.run(inputs, _run)
 
     def new_cache(self, capacity: int) -> OrtCacheStorage:
@@ -246,7 +246,7 @@ class OrtLanguageSession:
             # keys and values are in their buffers already
             return {n: buffers[n] if n in buffers else value.numpy() for n, value in values}
 
-        with _reported("language_model"):
+        with reported("language_model", _INSPECT):
             past = {name: buffers[name] for name in self._inputs}
             outputs = self._parts.run({**feeds, **past}, bound)
         return np.asarray(outputs["last_hidden_state"], dtype=np.float32)
@@ -303,20 +303,6 @@ def _check_names(bundle: Bundle, component: Component, session: ort.InferenceSes
 def _run(session: ort.InferenceSession, given: Tensors) -> Tensors:
     names = [value.name for value in session.get_outputs()]
     return dict(zip(names, session.run(names, given), strict=True))
-
-
-@contextmanager
-def _reported(component: str) -> Iterator[None]:
-    """What the library raises while a component runs, as one clear error."""
-    try:
-        yield
-    except StoryVError:
-        raise
-    except Exception as fault:  # the library has no common error class
-        raise BackendError(
-            f"`{component}` failed: {str(fault).splitlines()[0]}",
-            hint="check the bundle with `storyv-lite inspect`",
-        ) from fault
 
 
 def _list(names: set[str]) -> str:

@@ -22,13 +22,13 @@ from transformers.cache_utils import Cache, DynamicLayer
 from storyv_lite.bundle import Bundle
 from storyv_lite.checkpoint import TORCH
 from storyv_lite.components import Component, Dimensions, signature
-from storyv_lite.errors import BackendError, ConfigError, StoryVError
+from storyv_lite.errors import BackendError, ConfigError
 from storyv_lite.memory import usable_cores
 from storyv_lite.modeling.components import build
 from storyv_lite.modeling.loading import NOT_THE_BACKBONE, load_onto
 from storyv_lite.modeling.quantized import QUANTIZED, quantizer
 from storyv_lite.optional import require
-from storyv_lite.runtime.backends.base import CacheStorage, Tensors
+from storyv_lite.runtime.backends.base import CacheStorage, Tensors, reported
 
 WIDE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = (*WIDE, *QUANTIZED)
@@ -241,15 +241,11 @@ def _computing(component: str, device: torch.device) -> Iterator[None]:
 @contextmanager
 def _reported(component: str) -> Iterator[None]:
     """What the library raises while a component is loaded or runs, as one clear error."""
-    try:
-        yield
-    except StoryVError:
-        raise
-    except torch.OutOfMemoryError as fault:
-        raise BackendError(
-            f"`{component}` does not fit the GPU's memory",
-            hint="draw with `--precision nf4`, or `--device cpu`",
-        ) from fault
-    except Exception as fault:  # the library has no common error class
-        reason = (str(fault).strip() or type(fault).__name__).splitlines()[0]
-        raise BackendError(f"`{component}` failed: {reason}", hint="draw with `--precision fp32`") from fault
+    with reported(component, "draw with `--precision fp32`"):
+        try:
+            yield
+        except torch.OutOfMemoryError as fault:
+            raise BackendError(
+                f"`{component}` does not fit the GPU's memory",
+                hint="draw with `--precision nf4`, or `--device cpu`",
+            ) from fault

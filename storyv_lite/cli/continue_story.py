@@ -13,7 +13,6 @@ from storyv_lite.cli.console import note
 from storyv_lite.cli.drawing import (
     KeepGoingOption,
     draw_story,
-    refuse_exceeded,
     say_complete,
     take_over,
     writing,
@@ -52,7 +51,6 @@ def continue_story(
 ) -> None:
     """Append sentences to a drawn story, or finish one that was stopped."""
     began = time.perf_counter()
-    from storyv_lite.runtime.pipeline import Settings
     from storyv_lite.runtime.storyboard_folder import StoryboardFolder
 
     told = read_story(more) if more else Story(())
@@ -60,7 +58,6 @@ def continue_story(
         note(f"note: the title `{told.title}` is not used; the story has one")
     wanted = _longer(folder, told)
     pipeline = open_pipeline(wanted, bundle, device, provider, ram, vram)
-    pipeline.check(wanted.story, Settings(**wanted.settings))
     resume = resuming(folder, bundle, device, provider, keep_going)
     with writing(folder, resume):
         wanted = _longer(folder, told)  # again, now that nobody else writes
@@ -72,9 +69,7 @@ def continue_story(
         if drawn.complete:
             say_complete(drawn, as_json)
             return
-        draw_story(drawn, began, resume, keep_going, as_json)
-        if strict_budget:
-            refuse_exceeded(drawn)
+        draw_story(drawn, began, resume, keep_going, as_json, strict_budget)
 
 
 def _longer(folder: Path, told: Story) -> "Journal":

@@ -73,10 +73,17 @@ def take_over(drawn: "StoryboardFolder", retry: bool, resumed: bool) -> None:
 
 
 def draw_story(
-    drawn: "StoryboardFolder", began: float, resume: str, keep_going: bool, as_json: bool, after: str = ""
+    drawn: "StoryboardFolder",
+    began: float,
+    resume: str,
+    keep_going: bool,
+    as_json: bool,
+    strict_budget: bool,
+    after: str = "",
 ) -> None:
     """Draw what is pending, finish the folder and say so; `resume` is the command that goes on, `after` what
-    may be done next. Raises `FrameError` for frames that could not be drawn.
+    may be done next. Raises `FrameError` for frames that could not be drawn and, where the budget is strict,
+    `BudgetError` for memory beyond the plan; the pictures are there.
     """
     from storyv_lite.runtime.storyboard_folder import PAGE, SHEET
 
@@ -105,10 +112,11 @@ def draw_story(
     if as_json:
         say_json({"folder": str(folder), **receipt})
     _refuse_failed(folder, receipt["frames"])
+    if strict_budget:
+        _refuse_exceeded(drawn)
 
 
-def refuse_exceeded(drawn: "StoryboardFolder") -> None:
-    """Raise `BudgetError` where more memory was measured than planned; the pictures are there."""
+def _refuse_exceeded(drawn: "StoryboardFolder") -> None:
     planned = drawn.measured_plan() or {"phases": []}
     over = [
         f"`{one['name']}` {format_bytes(one['measured_bytes'])}, planned {format_bytes(one['ram_bytes'])}"

@@ -16,7 +16,6 @@ import typer
 
 from storyv_lite.cli.drawing import (
     draw_story,
-    refuse_exceeded,
     take_over,
     writing,
 )
@@ -63,7 +62,6 @@ def redraw(
 ) -> None:
     """Draw single frames of a drawn story again."""
     began = time.perf_counter()
-    from storyv_lite.runtime.pipeline import Settings
     from storyv_lite.runtime.storyboard_folder import StoryboardFolder
 
     def changed() -> "Journal":
@@ -71,7 +69,6 @@ def redraw(
 
     wanted = changed()
     pipeline = open_pipeline(wanted, bundle, device, provider, ram, vram)
-    pipeline.check(wanted.story, Settings(**wanted.settings))
     target = _branch(folder, branch) if branch else folder
     resume = resuming(target, bundle, device, provider, keep_going=False)
     with ExitStack() as held:
@@ -87,9 +84,7 @@ def redraw(
             wanted.write(folder)
         drawn = StoryboardFolder(target, wanted, pipeline)
         take_over(drawn, retry=False, resumed=False)
-        draw_story(drawn, began, resume, keep_going=False, as_json=as_json)
-        if strict_budget:
-            refuse_exceeded(drawn)
+        draw_story(drawn, began, resume, False, as_json, strict_budget)
 
 
 def _changed(

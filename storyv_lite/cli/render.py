@@ -16,7 +16,6 @@ from storyv_lite.cli.console import note
 from storyv_lite.cli.drawing import (
     KeepGoingOption,
     draw_story,
-    refuse_exceeded,
     say_complete,
     take_over,
     writing,
@@ -164,9 +163,7 @@ def render(
                 say_complete(drawn, as_json)
                 return
         after = f", or draw it another way with --seed {seed + 1}"
-        draw_story(drawn, began, resume_command, keep_going, as_json, after)
-        if strict_budget:
-            refuse_exceeded(drawn)
+        draw_story(drawn, began, resume_command, keep_going, as_json, strict_budget, after)
 
 
 def _unfinished(stem: str, wanted: "Journal") -> Path | None:

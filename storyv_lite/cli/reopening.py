@@ -72,13 +72,13 @@ def open_pipeline(
     another one is asked for, planned as it was unless another budget is given.
 
     Raises `BundleError` when it is not found, `BackendError` when that provider does not work, `BudgetError`,
-    `ConfigError` for a `provider` or a budget and a checkpoint.
+    `ConfigError` for a `provider` or a budget and a checkpoint, `StoryError` for a story that does not fit.
     """
     from storyv_lite.bundle import MANIFEST, Bundle, find_bundle, hash_file
     from storyv_lite.runtime.pipeline import Settings, StoryPipeline
     from storyv_lite.runtime.planning import plan_again, read_budget
 
-    budget = read_budget(ram, vram)
+    budget, settings = read_budget(ram, vram), Settings(**journal.settings)
     name, wanted = journal.bundle["name"], journal.bundle["sha256"]
     tile = journal.made_with.get("tile", 0)
     if precision := journal.bundle.get("precision"):
@@ -86,6 +86,7 @@ def open_pipeline(
         refuse_budget(budget.limited)
         pipeline = StoryPipeline.from_checkpoint(bundle or name, device, precision, tile=tile)
         if pipeline.bundle.sha256 == wanted:
+            pipeline.check(journal.story, settings)
             return pipeline
         raise BundleError(
             f"the story was begun with checkpoint `{name}` ({wanted[:12]}); "
@@ -104,8 +105,8 @@ def open_pipeline(
         if digest == wanted:
             backend = _open_again(journal.made_with["provider"], device, provider)
             pipeline = StoryPipeline(Bundle.open(path), backend, tile=tile)
-            settings = Settings(**journal.settings)
             plan_again(pipeline, journal.story, settings, journal.made_with.get("plan"), budget)
+            pipeline.check(journal.story, settings)
             return pipeline
         found.append(f"`{path}` ({digest[:12]})")
     raise BundleError(
