@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from storyv_lite.benchmarks.child import Request
-from storyv_lite.benchmarks.command import failed, heading, write_record
+from storyv_lite.benchmarks.command import failed, heading, typed, write_record
 from storyv_lite.benchmarks.measure import PICNIC, run_child, summarize
 from storyv_lite.benchmarks.probe import ProbeRequest, used_device_bytes
 from storyv_lite.bundle import find_bundle
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoryVError as fault:
         return failed(fault)
     record = {
-        **heading(f"{COMMAND} --write"),
+        **heading(typed(COMMAND, arguments)),
         "bundle": path.name,
         **result,
     }

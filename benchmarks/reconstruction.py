@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from storyv_lite.benchmarks import quality
-from storyv_lite.benchmarks.command import failed
+from storyv_lite.benchmarks.command import failed, typed
 from storyv_lite.benchmarks.machine import versions
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.errors import StoryVError
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = examine(quality.load_judge(folder), model, SEED, asked.frames, size)
     except StoryVError as fault:
         return failed(fault)
-    command = " ".join([COMMAND, *(sys.argv[1:] if arguments is None else arguments)])
+    command = typed(COMMAND, arguments)
     report = {"schema": 1, "command": command, "versions": versions(), "seed": SEED, **report}
     print(table(report))
     print(json.dumps(report))

@@ -15,10 +15,12 @@ from storyv_lite.runtime.pipeline import StoryPipeline
 from storyv_lite.story import Caption, Story
 
 INT4 = "int4,unet=int4,vae=int4,fusion=int4"
+HALF = "fp16,unet=half,vae=half"
 
 
-def test_a_bundle_of_parts_draws_a_story(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    out = stream_checkpoint(tiny_checkpoint, tmp_path / "bundle", INT4, part_bytes=16_000)
+@pytest.mark.parametrize("scheme", [INT4, HALF])
+def test_a_bundle_of_parts_draws_a_story(scheme: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = stream_checkpoint(tiny_checkpoint, tmp_path / "bundle", scheme, part_bytes=16_000)
     bundle = Bundle.open(out)
     assert len(bundle.variant(Component.UNET).parts) > 1 < len(bundle.variant(Component.LANGUAGE_MODEL).parts)
     pipeline = StoryPipeline(bundle, open_backend("cpu", threads=1))
