@@ -1,15 +1,13 @@
 """A frame whose decoding fails is not drawn again: its latents are on the disk."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from storyv_lite.cli import app
 from storyv_lite.components import Component
 from storyv_lite.errors import BackendError
 from storyv_lite.runtime.backends.ort import OrtSession
@@ -17,19 +15,10 @@ from storyv_lite.runtime.latents import SavedLatents
 
 TOLD = "Milo is waving.\nHe is standing.\nLuna is sitting.\n"
 QUICK = ("--steps", "2", "--seed", "3", "--device", "cpu")
+FILES = {"day.txt": TOLD}
+pytestmark = pytest.mark.usefixtures("work")
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("day.txt").write_text(TOLD)
-
-
-def run(*arguments: str | Path) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stderr
+Said = Callable[..., str]
 
 
 def pictures(folder: str) -> list[bytes]:
@@ -53,35 +42,34 @@ class Watch:
         monkeypatch.setattr(OrtSession, "run", watched)
 
 
-def test_a_failed_decode_costs_no_drawing(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = ("--bundle", tiny_bundle)
-    assert run("render", "day.txt", "-o", "whole", *bundle, *QUICK)[0] == 0
+def test_a_failed_decode_costs_no_drawing(done: Said, refused: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    done("render", "day.txt", "-o", "whole", *QUICK)
     watch = Watch(monkeypatch)
     watch.fails = 2
-    code, err = run("render", "day.txt", "-o", "day", *bundle, *QUICK)
-    assert code == 5 and "frame 2 could not be drawn" in err
+    assert "frame 2 could not be drawn" in refused(5, "render", "day.txt", "-o", "day", *QUICK)
     assert Path("day/.latents-2").is_file() and not Path("day/.latents-1").exists()
     watch.calls.clear()
     watch.fails = 0
-    assert run("continue", "day", *bundle)[0] == 0
+    done("continue", "day")
     assert watch.calls.count("unet") == 2  # two steps of frame 3, none of frame 2
     assert pictures("day") == pictures("whole") and not list(Path("day").glob(".*"))
 
 
-def test_latents_of_another_seed_are_not_used(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = ("--bundle", tiny_bundle)
+def test_latents_of_another_seed_are_not_used(
+    done: Said, refused: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
     watch = Watch(monkeypatch)
     watch.fails = 1
-    assert run("render", "day.txt", "-o", "day", *bundle, *QUICK)[0] == 5
+    refused(5, "render", "day.txt", "-o", "day", *QUICK)
     journal = Path("day/journal.jsonl")
     head = json.loads(journal.read_text().splitlines()[0])
     head["settings"]["seed"] = 4
     journal.write_text(json.dumps(head) + "\n")
     watch.calls.clear()
     watch.fails = 0
-    assert run("continue", "day", *bundle)[0] == 0
+    done("continue", "day")
     assert watch.calls.count("unet") == 6
-    assert run("render", "day.txt", "-o", "whole", *bundle, *QUICK, "--seed", "4")[0] == 0
+    done("render", "day.txt", "-o", "whole", *QUICK, "--seed", "4")
     assert pictures("day") == pictures("whole")
 
 
