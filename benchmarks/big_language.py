@@ -1,6 +1,7 @@
 """A language model of 7 B weights on a small machine: exported in 4 bits, killed on the way, read.
 
-Run `python -m storyv_lite.benchmarks.big_language FOLDER`; FOLDER needs 20 GB for each model. Every step is a
+Run `python -m storyv_lite.benchmarks.big_language FOLDER`; FOLDER needs 20 GB: each
+model is removed when it is measured. Every step is a
 process of its own, whose peak of resident memory is printed: the export, which is killed after half of its
 parts and begun again; reading a frame behind the frames before it with the cache, as a story is read and once
 more with products in float32; and the reference, float32 layers one at a time without a cache. Weights are
@@ -9,6 +10,7 @@ random; fails when the parity gate of 4 bits would.
 
 import argparse
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +212,7 @@ def measure(model: str, place: Path, layers: int, told: Callable[[str], None]) -
     row["read"] = step("read", parts=row["export"]["parts"], level=INT4.accuracy_level)
     row["read_float32"] = step("read", parts=row["export"]["parts"], level=FLOAT32)
     row["reference"] = step("reference")
+    shutil.rmtree(folder)
     return row
 
 
@@ -281,13 +284,12 @@ def main() -> int:
         return child.answer(child.costed(partial(_step, given.step)))
     if given.folder is None:
         parser.error("a folder with 20 GB of room is needed")
-    rows = [
-        measure(model, given.folder, given.layers, lambda text: print(text, file=sys.stderr))
-        for model in given.model or MODELS
-    ]
-    if given.record:
-        content = {"rows": rows, "machine": this_machine().as_dict(), "versions": versions()}
-        given.record.write_text(json.dumps(content, indent=1) + "\n")
+    rows: list[dict[str, Any]] = []
+    for model in given.model or MODELS:
+        rows.append(measure(model, given.folder, given.layers, lambda text: print(text, file=sys.stderr)))
+        if given.record:
+            content = {"rows": rows, "machine": this_machine().as_dict(), "versions": versions()}
+            given.record.write_text(json.dumps(content, indent=1) + "\n")
     print(table(rows))
     return int(any(row["reference"]["failures"] for row in rows))
 
