@@ -1,11 +1,10 @@
 """A language model of 7 B weights on a small machine: exported in 4 bits, killed on the way, read.
 
-Run `python -m storyv_lite.benchmarks.big_language FOLDER`; FOLDER needs 20 GB: each
-model is removed when it is measured. Every step is a
-process of its own, whose peak of resident memory is printed: the export, which is killed after half of its
-parts and begun again; reading a frame behind the frames before it with the cache, as a story is read and once
-more with products in float32; and the reference, float32 layers one at a time without a cache. Weights are
-random; fails when the parity gate of 4 bits would.
+Run `python -m storyv_lite.benchmarks.big_language FOLDER`; FOLDER needs 20 GB, for each model is removed when
+it is measured. Every step is a process of its own, whose peak of resident memory is printed: the export,
+which is killed after half of its parts and begun again; reading a frame behind the frames before it with the
+cache, as a story is read and once more with products in float32; and the reference, float32 layers one at a
+time without a cache. Weights are random; fails when the parity gate of 4 bits would.
 """
 
 import argparse
