@@ -9,6 +9,7 @@ import pytest
 
 from storyv_lite.benchmarks import big_language
 from storyv_lite.benchmarks.layered import round_products
+from storyv_lite.bundle import Part
 
 SMALL = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 50}
 NARROW = {"llama": {"intermediate_size": 352}, "opt": {"ffn_dim": 512, "word_embed_proj_dim": 128}}
@@ -24,7 +25,7 @@ def read(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str
     config = config_of(request.param)
     big_language.make(tmp_path, config)
     exported = big_language.export(tmp_path, config)
-    parts = [big_language.Part(**part) for part in exported["parts"]]
+    parts = [Part(**part) for part in exported["parts"]]
     for level in (big_language.INT4.accuracy_level, big_language.FLOAT32):
         big_language.read(tmp_path, config, parts, level)
     return tmp_path, config
@@ -59,7 +60,7 @@ def test_rounded_products_are_what_an_export_stores() -> None:
 
 
 def test_a_table_says_whether_the_gate_was_passed() -> None:
-    part = big_language.Part("a", 1, "b")
+    part = Part("a", 1, "b")
     reference = {
         "peak_bytes": 1,
         "snr_db": 1.0,
