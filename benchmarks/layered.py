@@ -2,8 +2,13 @@
 
 The reference for models larger than memory: weights as the checkpoint has them and the same weights rounded
 to 4 bits go through side by side, one layer of one of them in memory. Knows nothing of exported graphs.
+
+Run `python -m storyv_lite.benchmarks.layered` to see a trained model: what the one that ships is fed while it
+draws a story, and how its states change from layer to layer.
 """
 
+import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+STORY_MODEL = Path(__file__).resolve().parents[1] / "checkpoints" / "toon"
 Floats = NDArray[np.float32]
 ROWS = 256  # of a weight rounded at a time
 
@@ -85,3 +91,33 @@ def round_products(layer: Any) -> None:
             for start in range(0, len(matrix), ROWS):
                 rows = matrix[start : start + ROWS]
                 rows[:] = widen_blocks(*blocks(rows.T, 4), 4, rows.shape[1]).T
+
+
+def of_the_story_model(checkpoint: Path, bundle: Path) -> Layered:
+    """The language model of a checkpoint on all it reads while `bundle`, made of it, draws a story."""
+    from storyv_lite.components import Component
+    from storyv_lite.export.calibrate import calibrate, read_stories
+
+    language = Component.LANGUAGE_MODEL
+    feeds = calibrate(bundle, read_stories(checkpoint)[:1], lambda text: None, [language])[language]
+    embeds = np.concatenate([feed["inputs_embeds"] for feed in feeds], axis=1)
+    config = json.loads((checkpoint / language / "config.json").read_text(encoding="utf-8"))
+    return layer_by_layer(checkpoint / language, config, embeds, embeds.shape[1])
+
+
+def main() -> int:
+    from storyv_lite.bundle import PACKAGED
+    from storyv_lite.export.verify import compare
+
+    found = of_the_story_model(STORY_MODEL, PACKAGED)
+    figures = compare(found.rounded, found.wide)
+    print("root mean square of the inputs and behind each layer:", *(f"{size:.2f}" for size in found.sizes))
+    print(
+        "cosine of the states before and behind a layer:", *(f"{cosine:.3f}" for cosine in found.neighbours)
+    )
+    print(f"states with weights in 4 bits: SNR {figures.snr_db:.1f} dB, cosine {figures.cosine:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
