@@ -97,21 +97,23 @@ def read_unet(checkpoint: Path) -> Any:
 
 
 def calibrate(folder: Path, request: Request) -> dict[str, Any]:
-    from storyv_lite.export.ranges import ranges_by_parts, save_ranges
+    from storyv_lite.checkpoint import checkpoint_hash
+    from storyv_lite.export.ranges import ranges_by_parts
+    from storyv_lite.export.stored_ranges import StoredRanges, save_ranges
 
     feeds = [feed(64, seed) for seed in range(FEEDS)]
     scheme = SCHEMES["int8"][UNET]
     ranges = ranges_by_parts(UNET, folder, dimensions(64), scheme, feeds, folder / "work")
-    save_ranges(folder / "ranges.json", ranges)
+    save_ranges(folder / "ranges.json", StoredRanges(checkpoint_hash(folder), 64, {UNET: ranges}))
     return {"tensors": len(ranges)}
 
 
 def export(folder: Path, request: Request) -> dict[str, Any]:
-    from storyv_lite.export.ranges import load_ranges
+    from storyv_lite.export.stored_ranges import load_ranges
     from storyv_lite.export.stream import stream_component
 
     name, size, part_bytes = WAYS[request["way"]]
-    ranges = load_ranges(folder / "ranges.json") if name == "int8" else None
+    ranges = load_ranges(folder / "ranges.json").components[UNET] if name == "int8" else None
     place = folder / request["way"]
     scheme = SCHEMES[name][UNET]
     variant = stream_component(

@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help=f"also write {DOCUMENT}")
     asked = parser.parse_args(arguments)
     try:
-        from storyv_lite.export.assemble import export_wide, read_stories
+        from storyv_lite.export.assemble import export_wide
+        from storyv_lite.export.calibrate import read_stories
 
         with tempfile.TemporaryDirectory() as folder:
             export_wide(asked.checkpoint, Path(folder))

@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for module in ("torch", "transformers", "diffusers", "skia"):
             require(module, "train")
         require("onnx", "export")
-        from storyv_lite.export.assemble import read_stories
+        from storyv_lite.export.calibrate import read_stories
 
         bundles = _by_name([asked.wide, *asked.bundles])
         calibration = read_stories(asked.checkpoint)[:COMPARED]

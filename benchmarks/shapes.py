@@ -6,12 +6,15 @@ values. At most one tensor is in memory.
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+DEVIATION = 0.02
 SHARD_BYTES = 2 * 10**9
 WEIGHTS = "model"
 Shapes = Mapping[str, tuple[int, ...]]
@@ -82,8 +85,15 @@ def _write_shard(
 def _values(
     name: str, shape: tuple[int, ...], factor: float, random: np.random.Generator
 ) -> NDArray[np.float16]:
-    values = random.standard_normal(shape, dtype=np.float32)
-    values *= np.float32(0.02 * factor)
+    table = _quantiles() * np.float32(DEVIATION * factor)
     if len(shape) == 1 and name.endswith("weight"):  # of a norm
-        values += np.float32(1.0)
-    return values.astype(np.float16)
+        table += np.float32(1.0)
+    chosen = np.frombuffer(random.bytes(2 * int(np.prod(shape))), np.uint16).reshape(shape)
+    return table.astype(np.float16)[chosen]
+
+
+@cache
+def _quantiles() -> NDArray[np.float32]:
+    """As many numbers as two bytes count, spread like a normal deviate: looked up faster than drawn."""
+    normal, count = NormalDist(), 2**16
+    return np.array([normal.inv_cdf((index + 0.5) / count) for index in range(count)], np.float32)

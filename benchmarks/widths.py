@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stories", type=int, default=STORIES, help=f"how many are drawn [{STORIES}]")
     asked = parser.parse_args(arguments)
     try:
-        from storyv_lite.export.assemble import read_stories
+        from storyv_lite.export.calibrate import read_stories
 
         stories = read_stories(asked.checkpoint)[: asked.stories]
         found = compare_bundles(asked.wide, asked.bundles, stories)

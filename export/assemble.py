@@ -3,7 +3,6 @@
 Knows the order of the work and what goes into the manifest; how each step is done stands in the step's file.
 """
 
-import json
 import math
 import os
 import shutil
@@ -22,7 +21,14 @@ from storyv_lite.checkpoint import WEIGHTS, describe, read_checkpoint
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.coverage import coverage_of
 from storyv_lite.errors import BundleError, OutputError
-from storyv_lite.export.calibrate import Calibration, Feed, activation_ranges, calibrate, input_moments
+from storyv_lite.export.calibrate import (
+    Calibration,
+    Feed,
+    activation_ranges,
+    calibrate,
+    input_moments,
+    read_stories,
+)
 from storyv_lite.export.capture import DATA, GRAPH, capture, load_graph, quiet, save_graph
 from storyv_lite.export.halve import halve
 from storyv_lite.export.layers import moment_tensors, static_tensors
@@ -258,11 +264,3 @@ def _variant(
     data = f"{component}/{DATA}" if (folder / component / DATA).is_file() else None
     part = part_entry(folder, f"{component}/{GRAPH}", data)
     return Variant(scheme, "onnx", (part,), parity, weights or {})
-
-
-def read_stories(checkpoint: Path) -> list[dict[str, Any]]:
-    """What training left to calibrate with. Raises `BundleError` when the file is missing."""
-    file = checkpoint / "calibration.jsonl"
-    if not file.is_file():
-        raise BundleError(f"`{file}` is missing; export draws its stories", hint="storyv-lite train")
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

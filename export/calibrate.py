@@ -3,8 +3,9 @@
 Knows how to listen to a run and how to choose the range of an activation; drawing is the runtime's business.
 """
 
+import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from storyv_lite.export.rounding import second_moments
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Backend, CacheStorage, LanguageSession, Session, Tensors
 from storyv_lite.runtime.backends.relay import Relay
+from storyv_lite.runtime.model import Model
 from storyv_lite.runtime.pipeline import StoryPipeline
 from storyv_lite.story import Caption, Story
 
@@ -32,17 +34,32 @@ KEPT_VALUES = 4096  # values of one tensor and one call that its range is chosen
 SHRINK = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # candidate ranges, as parts of the whole
 
 
-def calibrate(
-    wide: Path, stories: Sequence[Mapping[str, Any]], progress: Callable[[str], None]
-) -> Calibration:
-    """Inputs of every graph while the first stories are drawn with the float32 bundle `wide`.
+def read_stories(checkpoint: Path) -> list[dict[str, Any]]:
+    """What training left to calibrate with. Raises `BundleError` when the file is missing."""
+    file = checkpoint / "calibration.jsonl"
+    if not file.is_file():
+        raise BundleError(f"`{file}` is missing; export draws its stories", hint="storyv-lite train")
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
+
+def calibrate(
+    wide: Path,
+    stories: Sequence[Mapping[str, Any]],
+    progress: Callable[[str], None],
+    wanted: Collection[Component] = tuple(Component),
+    kept: Collection[Component] | None = None,
+) -> Calibration:
+    """Inputs of every `wanted` graph while the first stories are drawn with the bundle `wide`.
+
+    Of its components `kept` stay loaded; None: all of them.
     Raises `BundleError` when there is no story to draw.
     """
     if not stories:
         raise BundleError("the checkpoint has no calibration stories", hint="storyv-lite train")
-    listener = Listener(open_backend("cpu", threads=1))  # sums in one order: equal exports have equal bytes
+    # one thread sums in one order: equal exports have equal bytes
+    listener = Listener(open_backend("cpu", threads=1), wanted)
     pipeline = StoryPipeline(Bundle.open(wide, verify=False), listener)
+    pipeline.model = Model(pipeline.bundle, listener, kept)
     for index, story in enumerate(stories[:STORIES]):
         progress(f"draw calibration story {index + 1} of {min(STORIES, len(stories))}")
         captions = tuple(Caption(text) for text in story["captions"][:FRAMES])
@@ -55,10 +72,11 @@ def calibrate(
 
 
 class Listener(Relay):
-    """A backend that remembers what the components of another were fed."""
+    """A backend that remembers what the `wanted` components of another were fed."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, wanted: Collection[Component] = tuple(Component)) -> None:
         super().__init__(backend, self._run, self._read)
+        self._wanted = frozenset(wanted)
         self.feeds: dict[Component, list[Feed]] = {}
         self._calls: dict[Component, int] = {}
         self._lot = random.Random(0)
@@ -72,7 +90,8 @@ class Listener(Relay):
             feeds[place : place + 1] = [{name: np.array(array) for name, array in feed.items()}]
 
     def _run(self, component: Component, session: Session, inputs: Feed) -> Tensors:
-        self.hear(component, inputs)
+        if component in self._wanted:
+            self.hear(component, inputs)
         return session.run(inputs)
 
     def _read(
@@ -82,6 +101,8 @@ class Listener(Relay):
         storage: CacheStorage,
         past_length: int,
     ) -> NDArray[np.float32]:
+        if Component.LANGUAGE_MODEL not in self._wanted:
+            return session.read(inputs_embeds, storage, past_length)
         feed: dict[str, NDArray[Any]] = {"inputs_embeds": inputs_embeds}
         feed["attention_mask"] = np.ones((1, past_length + inputs_embeds.shape[1]), dtype=np.int64)
         for name, tensor in storage.to_host(past_length).items():

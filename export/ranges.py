@@ -1,12 +1,11 @@
 """Ranges of activations of a component larger than memory: its float32 parts run one after another.
 
-Knows how a part is made to show its inner tensors; how a range is chosen is `calibrate`'s business.
-Ranges are kept in a file, from which 8-bit graphs are written without running anything.
+Knows how a part is made to show its inner tensors; how a range is chosen is `calibrate`'s business, how they
+are kept `stored_ranges`'.
 """
 
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from storyv_lite.components import Component, Dimensions
-from storyv_lite.errors import BundleError
 from storyv_lite.export.calibrate import KEPT_VALUES, Feed, choose_range
 from storyv_lite.export.capture import GRAPH
 from storyv_lite.export.datafile import DataFile
@@ -28,7 +26,6 @@ from storyv_lite.export.structures import structure_of
 from storyv_lite.export.weights import Structure
 from storyv_lite.memory import give_back_freed_memory, return_freed_memory
 from storyv_lite.quantization import QuantScheme
-from storyv_lite.runtime.disk import write_file
 
 Array = NDArray[Any]
 
@@ -70,20 +67,6 @@ def ranges_by_parts(
             shutil.rmtree(work)
             give_back_freed_memory()
     return {name: choose_range(np.concatenate(found)) for name, found in samples.items()}
-
-
-def save_ranges(path: Path, ranges: Ranges) -> None:
-    """Write ranges as JSON, complete or not at all. Raises `OSError`."""
-    write_file(path, json.dumps(dict(ranges), indent=0).encode())
-
-
-def load_ranges(path: Path) -> Ranges:
-    """Read what `save_ranges` wrote. Raises `BundleError`."""
-    try:
-        found: Mapping[str, Sequence[float]] = json.loads(path.read_text(encoding="utf-8"))
-        return {name: (float(low), float(high)) for name, (low, high) in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as fault:
-        raise BundleError(f"`{path}` holds no ranges of activations: {fault}") from fault
 
 
 def _listening(

@@ -16,10 +16,11 @@ from typing import Any
 from storyv_lite.bundle import hash_file
 from storyv_lite.components import Component, Dimensions
 from storyv_lite.coverage import Stored, coverage_of
-from storyv_lite.errors import OutputError
+from storyv_lite.errors import ConfigError, OutputError
 from storyv_lite.export.capture import DATA, GRAPH, clean
 from storyv_lite.export.datafile import DataFile
 from storyv_lite.export.halve import halve
+from storyv_lite.export.layers import static_tensors
 from storyv_lite.export.parts import cut
 from storyv_lite.export.quantize import Ranges, quantize
 from storyv_lite.export.simplify import shorten
@@ -61,8 +62,8 @@ def stream_component(
     Parts recorded in `records` are taken as they are. `part_bytes` None makes one part. Weights in blocks
     are rounded to nearest: other ways need the wide graph to run. `ranges` are needed for static layers.
     `any_size` leaves the sides of a UNet's latents open (axes `height`, `width`).
-    Raises `ParityError` for weights too far from what they were, `BundleError` for a faulty checkpoint,
-    `OutputError` for a full disk.
+    Raises `ConfigError` when one is missing, `ParityError` for weights too far from what they were,
+    `BundleError` for a faulty checkpoint, `OutputError` for a full disk.
     """
     return_freed_memory()
     scheme = replace(scheme, rounding=Rounding.NEAREST)
@@ -71,6 +72,7 @@ def stream_component(
     written: list[Written] = []
     # who computes in float16 is TensorRT, which reads plain operators only
     with structure_of(component, checkpoint, dims, not scheme.half, any_size) as structure:
+        _check_ranges(structure, component, scheme, ranges or {})
         parts = cut(structure, _parameters(scheme, part_bytes, structure))
         for index, part in enumerate(parts):
             name = GRAPH if len(parts) == 1 else f"part-{index:02d}.onnx"
@@ -104,6 +106,16 @@ def bytes_per_weight(scheme: QuantScheme) -> float:
     """Of the scheme's default, scales of blocks included."""
     storage = STORAGE[Method.HALF if scheme.half and scheme.default is Method.WIDE else scheme.default]
     return (storage.bits + storage.scale_bits / (storage.group_size or 2**20)) / 8
+
+
+def _check_ranges(structure: Structure, component: Component, scheme: QuantScheme, ranges: Ranges) -> None:
+    wanted = static_tensors(structure.model, scheme)
+    if missing := [name for name in wanted if name not in ranges]:
+        raise ConfigError(
+            f"the ranges are of another graph of `{component}`: {len(missing)} of {len(wanted)} tensors have "
+            f"none, `{missing[0]}` for one",
+            hint="take ranges again: storyv-lite ranges CHECKPOINT -o FILE",
+        )
 
 
 def _parameters(scheme: QuantScheme, part_bytes: int | None, structure: Structure) -> int:

@@ -1,8 +1,8 @@
 """A whole checkpoint exported on a machine smaller than the model: every component by parts, then one bundle.
 
 Knows the order of the work, and what makes a half-finished export one that can be taken up again: the same
-checkpoint, schemes and size of parts. Nothing is drawn: no calibration, no stories compared; the gate is the
-distance of every stored weight.
+checkpoint, schemes, ranges and size of parts. Nothing is drawn: no stories are compared, ranges of
+activations are read from a file; the gate is the distance of every stored weight.
 """
 
 import json
@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from storyv_lite import __version__
-from storyv_lite.bundle import part_entry
+from storyv_lite.bundle import hash_file, part_entry
 from storyv_lite.checkpoint import TOKEN_ROWS, describe, embedding_scale, read_checkpoint
 from storyv_lite.components import Component, Dimensions
 from storyv_lite.coverage import Stored, coverage_of
 from storyv_lite.errors import BundleError, ConfigError, OutputError
 from storyv_lite.export.manifest import finish
 from storyv_lite.export.specs import GRAPHS
+from storyv_lite.export.stored_ranges import ranges_for
 from storyv_lite.export.stream import PART_BYTES, Progress, bytes_per_weight, check_space, stream_component
 from storyv_lite.export.weights import of_folder
 from storyv_lite.manifest import Variant
@@ -31,6 +32,7 @@ from storyv_lite.runtime.disk import locked, write_file
 TABLE = "weight.npy"
 REQUEST = "request.json"
 OLD = "old"
+_LEAVE = "leave `--ranges` out, or export with `--int8`"
 MARGIN = 1.1  # of the disk space that stored weights need: graphs, pages, layers that stay wider
 
 
@@ -41,17 +43,22 @@ def stream_checkpoint(
     force: bool = False,
     part_bytes: int = PART_BYTES,
     progress: Progress = lambda message: None,
+    ranges: Path | None = None,
 ) -> Path:
     """Write the bundle of `checkpoint` to the folder `out`, one tensor at a time, and return it.
 
+    `ranges` is the file (see `stored_ranges`) for components whose activations are rounded.
     What a killed export left is taken up again. Nothing appears under `out` before everything is written.
     Raises `OutputError` when `out` is taken (unless `force`) or the disk too small, `ConfigError` for schemes
-    that need calibration, `BundleError` for a faulty checkpoint, `ParityError` for weights that are lost.
+    that need ranges and for ranges of something else, `BundleError` for a faulty checkpoint or file,
+    `ParityError` for weights that are lost.
     """
     schemes = plan(scheme)
-    refuse_calibrated(schemes)
+    refuse_unwritten(schemes, ranges)
     record = read_checkpoint(checkpoint)
     describe(checkpoint, record)
+    dims = Dimensions(**record["dimensions"])
+    known = ranges_for(ranges, checkpoint, dims, schemes) if ranges else {}
     work = out.with_name(f".{out.name}.streamed")
     if (work / OLD).exists() and not out.exists():  # killed between two renames
         (work / OLD).rename(out)
@@ -62,15 +69,14 @@ def stream_checkpoint(
     except OSError as fault:
         raise OutputError(f"`{work}` cannot be made: {fault}") from fault
     with locked(work):
-        _take_up(work, _request(checkpoint, schemes, part_bytes), progress)
+        _take_up(work, _request(checkpoint, schemes, part_bytes, ranges), progress)
         bundle, records = work / "bundle", work / "records"
         there = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
         check_space(work, max(0, _needed(checkpoint, schemes) - there))
-        dims = Dimensions(**record["dimensions"])
         components: dict[Component, tuple[Variant, ...]] = {}
         for component in GRAPHS:
             given = (component, checkpoint, dims, schemes[component], bundle, records, part_bytes)
-            variant = stream_component(*given, progress=progress)
+            variant = stream_component(*given, known.get(component), progress)
             components[component] = (variant,)
         progress("write the token table")
         components[Component.TOKEN_EMBEDDING] = (write_table(checkpoint, bundle),)
@@ -82,14 +88,22 @@ def stream_checkpoint(
     return out
 
 
-def refuse_calibrated(schemes: Mapping[Component, QuantScheme]) -> None:
-    """Raise `ConfigError` when a scheme rounds activations, which takes stories drawn."""
+def refuse_unwritten(schemes: Mapping[Component, QuantScheme], ranges: Path | None) -> None:
+    """Raise `ConfigError` for a scheme that cannot be written so, or that needs ranges and has none."""
     for component, scheme in schemes.items():
-        if scheme.default is Method.STATIC:
+        if scheme.half and scheme.default is Method.STATIC:  # ranges are taken of graphs in 32 bits
             raise ConfigError(
-                f"`{component}` as {scheme.name} needs stories drawn in full precision",
-                hint=f"store it otherwise: `--scheme {component}=int4` or `--scheme {component}=fp16`",
+                f"`{component}` as {scheme.name} is not written one tensor at a time",
+                hint=f"store it otherwise: `--scheme {component}=half` or `--scheme {component}=int4`",
             )
+        if scheme.default is Method.STATIC and ranges is None:
+            raise ConfigError(
+                f"`{component}` as {scheme.name} rounds activations, and their ranges are not known",
+                hint="take them with `storyv-lite ranges CHECKPOINT -o FILE` and give `--ranges FILE`, "
+                f"or store it otherwise: `--scheme {component}=int4`",
+            )
+    if ranges is not None and all(scheme.default is not Method.STATIC for scheme in schemes.values()):
+        raise ConfigError("no part of this export rounds activations, so it has no use for ranges", _LEAVE)
 
 
 def write_table(checkpoint: Path, folder: Path) -> Variant:
@@ -108,7 +122,9 @@ def write_table(checkpoint: Path, folder: Path) -> Variant:
     return Variant("fp16", "table", (part,), {}, coverage_of([stored], FP16))
 
 
-def _request(checkpoint: Path, schemes: Mapping[Component, QuantScheme], part_bytes: int) -> dict[str, Any]:
+def _request(
+    checkpoint: Path, schemes: Mapping[Component, QuantScheme], part_bytes: int, ranges: Path | None
+) -> dict[str, Any]:
     """What has to be the same for parts to be of use: files are known by size and time, they may be large."""
     files = {
         file.relative_to(checkpoint).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns]
@@ -116,7 +132,8 @@ def _request(checkpoint: Path, schemes: Mapping[Component, QuantScheme], part_by
         for file in sorted(checkpoint.glob(pattern))
     }
     names = {str(component): scheme.name for component, scheme in schemes.items()}
-    return {"version": __version__, "files": files, "schemes": names, "part_bytes": part_bytes}
+    request = {"version": __version__, "files": files, "schemes": names, "part_bytes": part_bytes}
+    return request | ({"ranges": hash_file(ranges)} if ranges else {})
 
 
 def _take_up(work: Path, request: Mapping[str, Any], progress: Progress) -> None:

@@ -70,6 +70,15 @@ def export(
             "--low-memory", help="One tensor at a time, no calibration; a killed export is taken up again."
         ),
     ] = False,
+    ranges: Annotated[
+        Path | None,
+        typer.Option(
+            "--ranges",
+            metavar="FILE",
+            help="With --low-memory: ranges of activations, which 8 bits of what draws need; `storyv-lite "
+            "ranges` takes them.",
+        ),
+    ] = None,
     force: ForceOption = False,
     allow_degraded: Annotated[
         bool, typer.Option("--allow-degraded", help="Write although the parity gate fails.")
@@ -112,7 +121,7 @@ def export(
     from storyv_lite.export import assemble
     from storyv_lite.export.engines import add_engines
     from storyv_lite.export.mixed import Target
-    from storyv_lite.export.streamed import refuse_calibrated, stream_checkpoint
+    from storyv_lite.export.streamed import refuse_unwritten, stream_checkpoint
 
     if low_memory:
         if target != "onnx" or aims or allow_degraded:
@@ -120,7 +129,11 @@ def export(
                 "`--low-memory` goes with no other target, no chosen widths and no lost weights",
                 "leave it out",
             )
-        refuse_calibrated(chosen)
+        refuse_unwritten(chosen, ranges)
+    elif ranges is not None:
+        raise ConfigError(
+            "`--ranges` goes with `--low-memory`; otherwise export takes its own", "add `--low-memory`"
+        )
     builder = None if target == "onnx" else _builder(target)
     if checkpoint is None:
         checkpoint = assemble.newest_checkpoint(Path.cwd())
@@ -140,7 +153,7 @@ def export(
                 engines.extend(add_engines(written, builder, folder, force, show))
 
         if low_memory:
-            stream_checkpoint(checkpoint, folder, schemes, force, progress=show)
+            stream_checkpoint(checkpoint, folder, schemes, force, progress=show, ranges=ranges)
         else:
             assemble.export_checkpoint(
                 checkpoint, folder, schemes, force, allow_degraded, aim, show, complete

@@ -9,7 +9,19 @@ import typer
 from typer.core import TyperGroup
 
 from storyv_lite import __version__
-from storyv_lite.cli import bench, characters, data, doctor, eval, export, inspect, plan, render, train
+from storyv_lite.cli import (
+    bench,
+    characters,
+    data,
+    doctor,
+    eval,
+    export,
+    inspect,
+    plan,
+    ranges,
+    render,
+    train,
+)
 from storyv_lite.cli.console import print_error
 from storyv_lite.cli.continue_story import continue_story
 from storyv_lite.cli.redraw import redraw
@@ -63,6 +75,7 @@ app.command("continue")(continue_story)
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("export")(export.export)
+app.command("ranges")(ranges.ranges)
 app.command("characters")(characters.characters)
 app.command("inspect")(inspect.inspect)
 app.command("eval")(eval.evaluate)

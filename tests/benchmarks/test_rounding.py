@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from storyv_lite.benchmarks import rounding
-from storyv_lite.export.assemble import read_stories
+from storyv_lite.export.calibrate import read_stories
 from storyv_lite.quantization import Rounding
 
 

@@ -63,8 +63,8 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     assert not list(tmp_path.rglob("*.onnx"))
 
 
-def test_schemes_that_need_stories_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="`unet` as int8 needs stories drawn"):
+def test_schemes_that_need_ranges_are_refused_without_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`unet` as int8 rounds activations"):
         stream_checkpoint(tiny_checkpoint, tmp_path / "bundle", "int4")
 
 
