@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from storyv_lite.benchmarks import big_language
-from storyv_lite.benchmarks.layered import round_products
+from storyv_lite.benchmarks.layered import of_the_story_model, round_products
 from storyv_lite.manifest import Part
 
 SMALL = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 50}
@@ -80,3 +80,21 @@ def test_a_table_says_whether_the_gate_was_passed() -> None:
     }
     assert "10 is needed" in big_language.table([row])
     assert "passed" in big_language.table([{**row, "reference": {**reference, "failures": []}}])
+
+
+def test_layers_one_at_a_time_are_the_whole_model(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
+    import torch
+
+    from storyv_lite.export.calibrate import calibrate, read_stories
+    from storyv_lite.export.verify import compare
+    from storyv_lite.modeling.checkpoints import load_component
+
+    found = of_the_story_model(tiny_checkpoint, tiny_bundle)
+    story = read_stories(tiny_checkpoint)[:1]
+    feeds = calibrate(tiny_bundle, story, lambda text: None, [big_language.LLM])[big_language.LLM]
+    embeds = torch.from_numpy(np.concatenate([feed["inputs_embeds"] for feed in feeds], axis=1))
+    whole: Any = load_component(tiny_checkpoint / big_language.LLM).float().eval()
+    with torch.no_grad():
+        states = whole.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    assert compare(found.wide, states.numpy()).snr_db > 100
+    assert len(found.sizes) == len(found.neighbours) + 1 == whole.config.num_hidden_layers + 1
