@@ -88,7 +88,8 @@ def describe(bundle: "Bundle") -> dict[str, Any]:
     components = {}
     for component, variants in bundle.components.items():
         size = sum(part.bytes for part in variants[0].parts)
-        components[str(component)] = {"scheme": variants[0].scheme, "bytes": size}
+        parts = len(variants[0].parts)
+        components[str(component)] = {"scheme": variants[0].scheme, "bytes": size, "parts": parts}
     return {
         "name": bundle.name,
         "sha256": bundle.sha256,

@@ -70,6 +70,7 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
         "component": str(component),
         "scheme": part.scheme,
         "bytes": sum(one.bytes for one in part.parts),
+        "told": dict(part.work or {}),
         "loading": max(loading, loaded) - base,
         "loaded": loaded - base,
         "working": max(worked) - base,
@@ -127,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=2, help="of the UNet: 2 is guidance in one pass [2]")
     parser.add_argument("--tile", type=int, default=0, help="of the decoder, 0 for none [0]")
+    parser.add_argument("--component", choices=GRAPHS, action="append", help="one of them [all]")
     asked = parser.parse_args(arguments)
     try:
         path, _ = find_bundle(asked.bundle)
@@ -134,7 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return failed(fault)
     request = {"bundle": str(path), "threads": asked.threads, "batch": asked.batch, "tile": asked.tile}
     command = [sys.executable, "-m", "storyv_lite.benchmarks.footprint", CHILD]
-    found = [ask(command, json.dumps({**request, "component": component})) for component in GRAPHS]
+    found = [
+        ask(command, json.dumps({**request, "component": component}))
+        for component in asked.component or GRAPHS
+    ]
     errors = [one["error"] for one in found if "error" in one]
     if errors:
         print(f"error: {errors[0]}", file=sys.stderr)

@@ -24,7 +24,7 @@ from storyv_lite.errors import ParityError
 from storyv_lite.export.graphs import OPSET
 from storyv_lite.export.language import language_graph
 from storyv_lite.export.simplify import simplify
-from storyv_lite.export.specs import dummy_inputs
+from storyv_lite.export.specs import dummy_inputs, opened
 from storyv_lite.export.weights import fill, of_module
 from storyv_lite.modeling.components import LanguageModel
 
@@ -42,7 +42,9 @@ def capture(module: nn.Module, component: Component, dims: Dimensions) -> onnx.M
     if isinstance(module, LanguageModel):
         model = fill(language_graph(module.backbone, of_module(module.backbone), wanted))
     else:
-        model = simplify(trace(module, wanted), wanted)
+        # pictures are decoded in tiles, of any size
+        traced_on = opened(wanted) if component is Component.VAE_DECODER else wanted
+        model = simplify(trace(module, traced_on), traced_on)
     check_signature(model, wanted, component)
     return clean(model, wanted)
 

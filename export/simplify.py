@@ -5,6 +5,7 @@ it loads.
 """
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,9 @@ def _settle_shapes(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto
     which values follow one; a Reshape may have one such axis, which becomes -1.
     """
     graph = model.graph
-    known = {tensor.name for tensor in graph.initializer}
-    derived: dict[str, onnx.NodeProto] = {}  # outputs of nodes that see shapes and constants only
-    for node in graph.node:
-        if node.op_type == "Shape" or all(name in known or name in derived for name in node.input if name):
-            derived.update(dict.fromkeys(node.output, node))
+    derived = _derived(graph)
     reshapes = {n.output[0]: n for n in graph.node if n.op_type == "Reshape" and n.input[1] in derived}
-    two, three = (
-        _probe(model, list(derived), list(reshapes), dummy_inputs(wanted, n), wanted) for n in (2, 3)
-    )
+    two, three = (_probe(model, derived, list(reshapes), dummy_inputs(wanted, n), wanted) for n in (2, 3))
     settled: list[onnx.TensorProto] = []
     for name, first in two.items():
         second = three[name]
@@ -98,6 +93,16 @@ def _settle_shapes(model: onnx.ModelProto, wanted: Signature) -> onnx.ModelProto
     graph.node.extend(kept)
     graph.initializer.extend(settled)
     return model
+
+
+def _derived(graph: onnx.GraphProto) -> list[str]:
+    """Outputs of nodes that see shapes and constants only."""
+    known = {tensor.name for tensor in graph.initializer} | {""}
+    derived: dict[str, None] = {}
+    for node in graph.node:
+        if node.op_type == "Shape" or all(name in known or name in derived for name in node.input):
+            derived.update(dict.fromkeys(node.output))
+    return list(derived)
 
 
 def _probe(
@@ -121,10 +126,37 @@ def _probe(
             value.type.tensor_type.shape.dim, feed.get(value.name, _NONE).shape, strict=False
         ):
             axis.dim_value = size
-    for node in probe.graph.node:
-        if node.op_type == "MultiHeadAttention":  # whose shape is that of its queries
-            query, answer = node.input[0], node.output[0]
-            node.CopyFrom(helper.make_node("Identity", [query], [answer]))
+    _plain(probe.graph)
+    known, shapes = _work_out(probe, derived)
+    found = {name: np.array(shapes[name]) for name in reshapes if name in shapes}
+    if len(known) + len(found) < len(derived) + len(reshapes):
+        return _run(model, derived, reshapes, feed)
+    return {name: known[name] for name in derived} | found
+
+
+_NONE = np.zeros(())
+
+
+def inferred_shapes(
+    model: onnx.ModelProto, inputs: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a graph for inputs of these shapes, as far as they follow from them."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    for value in probe.graph.input:
+        kind = value.type.tensor_type.elem_type
+        value.CopyFrom(helper.make_tensor_value_info(value.name, kind, inputs[value.name]))
+    for value in probe.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    _plain(probe.graph)
+    known, shapes = _work_out(probe, _derived(probe.graph))
+    return shapes | {name: value.shape for name, value in known.items()}
+
+
+def _work_out(
+    probe: onnx.ModelProto, derived: list[str]
+) -> tuple[dict[str, NDArray[Any]], dict[str, tuple[int, ...]]]:
+    """Values of `derived` and shapes of all tensors, as far as they follow; `probe` loses what is known."""
     known: dict[str, NDArray[Any]] = {}
     while True:
         shapes = _shapes(probe)
@@ -137,13 +169,19 @@ def _probe(
         del probe.graph.node[:]
         probe.graph.node.extend(kept)
         probe.graph.initializer.extend(constants)
-    found = {name: np.array(shapes[name]) for name in reshapes if name in shapes}
-    if len(known) + len(found) < len(derived) + len(reshapes):
-        return _run(model, derived, reshapes, feed)
-    return {name: known[name] for name in derived} | found
+    return known, shapes
 
 
-_NONE = np.zeros(())
+def _plain(graph: onnx.GraphProto) -> None:
+    """Put in the place of operators that inference does not know some that answer in the same shape."""
+    for node in graph.node:
+        if node.op_type in ("MultiHeadAttention", "Gelu"):  # that of the first
+            node.CopyFrom(helper.make_node("Identity", node.input[:1], node.output))
+        elif node.op_type == "MatMulNBits":
+            sides = [next(a.i for a in node.attribute if a.name == name) for name in ("K", "N")]
+            weight = helper.make_tensor_value_info(f"{node.input[1]}.plain", onnx.TensorProto.FLOAT, sides)
+            graph.input.append(weight)
+            node.CopyFrom(helper.make_node("MatMul", [node.input[0], weight.name], node.output))
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
@@ -164,7 +202,8 @@ def _derive(
     shapes: dict[str, tuple[int, ...]],
 ) -> dict[str, NDArray[Any]]:
     """Values of `derived` that are not yet known and follow from shapes."""
-    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer} | known
+    inside = [t for t in graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in inside} | known
     fresh: dict[str, NDArray[Any]] = {}
     for node in graph.node:
         if not set(node.output) <= derived or set(node.output) <= known.keys():

@@ -1,11 +1,12 @@
 """What is exported, and inputs to trace it with. The modules themselves are `modeling.components`'."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from storyv_lite.components import Component, Signature
+from storyv_lite.components import Component, Signature, TensorSpec
 
 GRAPHS: tuple[Component, ...] = tuple(
     component for component in Component if component is not Component.TOKEN_EMBEDDING
@@ -14,6 +15,16 @@ GRAPHS: tuple[Component, ...] = tuple(
 
 # Cells per side of pictures and latents that a large component is traced on.
 SMALL = {"height": 8, "width": 8}
+
+
+def opened(wanted: Signature) -> Signature:
+    """The signature with the sides of latents left open; what a graph answers keeps its own."""
+    return Signature(tuple(map(open_sides, wanted.inputs)), wanted.outputs)
+
+
+def open_sides(spec: TensorSpec) -> TensorSpec:
+    """A picture or latents whose sides are named; anything else as it is."""
+    return replace(spec, axes=(*spec.axes[:2], *SMALL)) if len(spec.axes) == 4 else spec
 
 
 def dummy_inputs(signature: Signature, batch: int = 2) -> tuple[Tensor, ...]:

@@ -27,6 +27,7 @@ from storyv_lite.export.simplify import shorten
 from storyv_lite.export.structures import structure_of
 from storyv_lite.export.verify import refuse
 from storyv_lite.export.weights import Structure
+from storyv_lite.export.work import work_of
 from storyv_lite.manifest import Part, Variant
 from storyv_lite.memory import format_bytes, return_freed_memory
 from storyv_lite.quantization import STORAGE, Method, QuantScheme, Rounding
@@ -87,9 +88,14 @@ def stream_component(
     bits = {bits for one in written for bits in one.errors}
     parity = {f"weights_{b}_bits_snr_db": min(w.errors[b] for w in written if b in w.errors) for b in bits}
     entries = _merged(entry for one in written for entry in one.stored)
-    return Variant(
-        scheme.name, "onnx", tuple(one.part for one in written), parity, coverage_of(entries, scheme)
-    )
+    files = tuple(one.part for one in written)
+    work = None
+    try:
+        if scheme.default is not Method.STATIC:  # 8-bit kernels work in buffers of their own
+            work = work_of(component, folder, files, dims)
+    except ValueError as fault:  # the bundle draws all the same; its plans are less exact
+        progress(f"{component}: what it works in is left out of the manifest, {fault}")
+    return Variant(scheme.name, "onnx", files, parity, coverage_of(entries, scheme), work=work)
 
 
 def check_space(place: Path, needed: int) -> None:

@@ -5,7 +5,6 @@ everywhere in its shape, and layers answer without computing. What is worked out
 turned, an axis added) becomes a reference that does the same when it is read.
 """
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.onnx import symbolic_helper
 
-from storyv_lite.components import Component, Dimensions, Signature, TensorSpec, signature
+from storyv_lite.components import Component, Dimensions, Signature, signature
 from storyv_lite.export.capture import check_signature, clean, trace
 from storyv_lite.export.simplify import simplify
-from storyv_lite.export.specs import SMALL
+from storyv_lite.export.specs import open_sides, opened
 from storyv_lite.export.weights import Structure, Weight, Weights, placeholder
 from storyv_lite.quantization import DRAWING
 
@@ -46,8 +45,8 @@ def traced_structure(
     its latents open. Raises `ParityError` when names, types or fixed axes differ from the signature table.
     """
     wanted = signature(component, dims)
-    opened = _opened(wanted, component)
-    settled = Signature(opened.inputs, tuple(map(_open, wanted.outputs))) if any_size else wanted
+    traced = opened(wanted) if component in DRAWING else wanted  # on few cells
+    settled = Signature(traced.inputs, tuple(map(open_sides, wanted.outputs))) if any_size else wanted
     for part in module.modules():
         if fused and isinstance(part, UNet2DConditionModel):
             part.set_attn_processor(FusedAttnProcessor())
@@ -55,7 +54,7 @@ def traced_structure(
             part.forward = partial(_idle, part)
     named = dict(module.named_parameters(remove_duplicate=False))
     weights = {name: origins[id(parameter)] for name, parameter in named.items()}
-    model = trace(module, opened, weights=False)
+    model = trace(module, traced, weights=False)
     buffers = {name: buffer for name, buffer in module.named_buffers() if name not in weights}
     for value in list(model.graph.input):
         if value.name in buffers:  # a small table, which is there
@@ -64,7 +63,8 @@ def traced_structure(
             model.graph.input.remove(value)
     taken = {value.name for value in model.graph.input}
     weights = {name: weight for name, weight in weights.items() if name in taken}
-    model = simplify(model, settled)
+    # pictures are decoded in tiles, of any size
+    model = simplify(model, traced if component is Component.VAE_DECODER else settled)
     weights = _settle_weights(model.graph, weights)
     inputs = [value for value in model.graph.input if value.name not in weights]
     del model.graph.input[:]
@@ -74,15 +74,6 @@ def traced_structure(
     model.graph.initializer.extend(placeholder(name, weight) for name, weight in weights.items())
     check_signature(model, wanted, component)
     return Structure(clean(model, settled), weights)
-
-
-def _opened(wanted: Signature, component: Component) -> Signature:
-    """With the sides of latents left open where a component draws: it is traced on few cells."""
-    return Signature(tuple(map(_open, wanted.inputs)), wanted.outputs) if component in DRAWING else wanted
-
-
-def _open(spec: TensorSpec) -> TensorSpec:
-    return replace(spec, axes=(*spec.axes[:2], *SMALL)) if len(spec.axes) == 4 else spec
 
 
 def empty(module: nn.Module, weights: Weights, origins: Origins) -> nn.Module:

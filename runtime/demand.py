@@ -13,8 +13,13 @@ from storyv_lite.runtime.model import Model
 from storyv_lite.story import Caption
 
 
-def demand_of(model: Model, captions: Sequence[Caption], guidance_scale: float, limits: Context) -> Demand:
-    """What a story asks for when it is drawn in order, with pictures in its context, within `limits`."""
+def demand_of(
+    model: Model, captions: Sequence[Caption], guidance_scale: float, limits: Context, steps: int = 1
+) -> Demand:
+    """What a story asks for when it is drawn in order, with pictures in its context, within `limits`.
+
+    `steps` are those of denoising, for each picture.
+    """
     told = [len(model.piece(0, history(caption.text))) for caption in captions]
     asked = [len(model.piece(0, query(caption.text))) for caption in captions]
     tokens = most_tokens(told, asked, limits)
@@ -27,4 +32,5 @@ def demand_of(model: Model, captions: Sequence[Caption], guidance_scale: float, 
         longest_read=min(longest, tokens),
         characters=len(model.named(captions[0].text)),
         guided=guidance_scale > 1,
+        steps=steps,
     )

@@ -32,12 +32,18 @@ Floats = NDArray[np.float32]
 class Model:
     """The components of one bundle on one backend."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, kept: Collection[Component] | None = None) -> None:
-        """`kept` stay loaded once they are; None: all of them."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        kept: Collection[Component] | None = None,
+        whole: Collection[Component] = (),
+    ) -> None:
+        """`kept` stay loaded once they are; None: all of them. All parts of `whole` are there at once."""
         self.bundle = bundle
         self.backend = backend
         self.dims = bundle.model.dimensions
-        self.residency = Residency(bundle, backend, kept)
+        self.residency = Residency(bundle, backend, kept, whole)
 
     def session(self, component: Component) -> Session:
         """The component, loaded until `close`; raises `BundleError` or `BackendError`."""

@@ -56,6 +56,7 @@ class Choice:
     tile: int = 0
     kv_width: str = WIDE
     context: Context | None = None  # a shorter one than the model's; None leaves it
+    whole: tuple[Component, ...] = ()  # of those in parts, the ones all of whose parts are there at once
     prewarm: bool = False  # what is kept is loaded before the first frame, the largest first
 
 
@@ -112,6 +113,8 @@ def predict(
 
 def _use(part: Footprint, stays: bool) -> int:
     """The most while one component is used, on top of all that is kept."""
+    if part.in_turn:  # a part is loaded while what the one before gave is there
+        return part.loading + part.working - (part.loaded if stays else 0)
     return part.working if stays else max(part.loading, part.loaded + part.working)
 
 
@@ -169,7 +172,10 @@ def footprints(bundle: Bundle, demand: Demand, choice: Choice) -> dict[Component
     dims, variants = bundle.model.dimensions, chosen_variants(bundle, choice.schemes)
     used = (*used_components(bundle, demand), Component.TOKEN_EMBEDDING)
     return {
-        c: footprint(c, variants[c], dims, demand, choice.batched, choice.tile, choice.kv_width) for c in used
+        c: footprint(
+            c, variants[c], dims, demand, choice.batched, choice.tile, choice.kv_width, c in choice.whole
+        )
+        for c in used
     }
 
 

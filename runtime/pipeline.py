@@ -142,7 +142,8 @@ class StoryPipeline:
         self.plan = plan
         self.bundle = narrowed(self.bundle, plan.choice)
         self.batched, self.tile = plan.choice.batched, plan.choice.tile
-        self.model = Model(self.bundle, self.backend, plan.choice.kept if plan.budget.limited else None)
+        kept = plan.choice.kept if plan.budget.limited else None
+        self.model = Model(self.bundle, self.backend, kept, plan.choice.whole)
 
     @classmethod
     def from_bundle(

@@ -34,6 +34,7 @@ from storyv_lite.runtime.phases import (
 
 SMALLEST_TILE = 12  # cells; below it a tile of the default model is no longer within 45 dB
 CONTEXT_PARTS = (1.0, 0.75, 0.5, 0.25)
+KEPT, WHOLE, APART = "kept", "whole", "apart"  # how a component may be there, see `_quickest`
 
 
 @dataclass(frozen=True)
@@ -139,27 +140,33 @@ def _quickest(bundle: Bundle, smallest: MemoryPlan) -> MemoryPlan:
     """Of all ways to keep components loaded and to guide, the one that costs the fewest seconds.
 
     Where seconds are equal, guidance in one pass, which is a little faster, then what keeps most for a next
-    story.
+    story. A component in parts is kept as a whole, or is there as a whole while it is used where that saves
+    loading them in every call, or part by part.
     """
     demand, used = smallest.demand, used_components(bundle, smallest.demand)
     recurring = [component for component in used if component in _recurring(bundle)]
     once = [component for component in used if component not in recurring]
-    ways_to_guide = {
-        batched: footprints(bundle, demand, replace(smallest.choice, batched=batched))
+    order, found = load_order(bundle, used), []
+    sizes = {
+        batched: [
+            footprints(bundle, demand, replace(smallest.choice, batched=batched, whole=whole))
+            for whole in ((), used)
+        ]
         for batched in (True, False)
     }
-    order, found = load_order(bundle, used), []
-    for keeps in product((True, False), repeat=len(recurring) + 1):
-        there = {c for c, keep in zip(recurring, keeps, strict=False) if keep} | set(
-            once if keeps[-1] else ()
-        )
-        seconds = sum(ways_to_guide[True][c].load_seconds for c in recurring if c not in there)
-        kept = tuple(component for component in order if component in there)
-        found += [(seconds, not batched, -len(kept), kept) for batched in ways_to_guide]
-    for _, two_passes, _, kept in sorted(found):
-        choice = replace(smallest.choice, kept=kept, batched=not two_passes)
-        phases = predict(bundle, demand, smallest.place, choice, ways_to_guide[choice.batched])
-        if _fits(phases, smallest.budget):
+    for batched, (apart, together) in sizes.items():
+        saves = {c for c in recurring if together[c].load_seconds < apart[c].load_seconds}
+        states = [(KEPT, WHOLE, APART) if c in saves else (KEPT, APART) for c in recurring]
+        for chosen in product(*states, (KEPT, APART)):
+            by = dict(zip(recurring, chosen, strict=False)) | dict.fromkeys(once, chosen[-1])
+            parts = {c: apart[c] if by.get(c) == APART else together[c] for c in apart}
+            seconds = sum(parts[c].load_seconds for c in recurring if by[c] != KEPT)
+            kept = tuple(component for component in order if by[component] == KEPT)
+            whole = tuple(c for c in used if by[c] != APART and apart[c].in_turn)
+            found.append((seconds, not batched, -len(kept), kept, whole, parts))
+    for _, two_passes, _, kept, whole, parts in sorted(found, key=lambda way: way[:5]):
+        choice = replace(smallest.choice, kept=kept, batched=not two_passes, whole=whole)
+        if _fits(predict(bundle, demand, smallest.place, choice, parts), smallest.budget):
             return planned(bundle, demand, smallest.budget, smallest.place, choice)
     return smallest
 
@@ -182,7 +189,7 @@ def planned(bundle: Bundle, demand: Demand, budget: Budget, place: Place, choice
     kept = load_order(bundle, [component for component in choice.kept if component in parts])
     choice = replace(choice, prewarm=budget.limited, kept=kept)
     phases = predict(bundle, demand, place, choice, parts)
-    again = (_recurring(bundle) & parts.keys()) - set(kept)
+    again = [c for c in _recurring(bundle) & parts.keys() if c not in kept or parts[c].in_turn]
     seconds = round(sum(parts[component].load_seconds for component in again), 3)
     kv_bytes = kv_cache_bytes(bundle, demand, choice)
     return MemoryPlan(bundle.name, choice, demand, budget, place, phases, kv_bytes, seconds)

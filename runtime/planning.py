@@ -17,6 +17,7 @@ from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.backends.base import Backend
 from storyv_lite.runtime.context_size import WIDTHS
 from storyv_lite.runtime.demand import demand_of
+from storyv_lite.runtime.footprint import Demand
 from storyv_lite.runtime.phases import Choice, Place
 from storyv_lite.runtime.pipeline import Settings, StoryPipeline
 from storyv_lite.runtime.plan import Budget, MemoryPlan, check_fits, make_plan, planned
@@ -54,6 +55,7 @@ class Asked:
     tile: int = 0
     context_size: str | int | None = None
     kv_cache: str | None = None
+    num_inference_steps: int | None = None
 
 
 def open_planned(
@@ -92,10 +94,11 @@ def plan_story(
     pipelines.sort(key=lambda pipeline: -pipeline.bundle.total_bytes)
     demands = []
     for pipeline in pipelines:
-        settings = pipeline.settings(0, None, asked.guidance_scale, asked.context_size, asked.kv_cache)
+        words = (asked.num_inference_steps, asked.guidance_scale, asked.context_size, asked.kv_cache)
+        settings = pipeline.settings(0, *words)
         pipeline.check(story, settings)
         limits = pipeline.limits(settings)
-        demands.append(demand_of(pipeline.model, story.captions, settings.guidance_scale, limits))
+        demands.append(_demand(pipeline, story, settings, limits))
     if backend.name != "ort":
         return paths[0], None
     bundles = [pipeline.bundle for pipeline in pipelines]
@@ -119,7 +122,7 @@ def plan_again(
     if pipeline.backend.name != "ort" or not story.captions:
         return
     limits, place = pipeline.limits(settings), _place(pipeline.backend)
-    demand = demand_of(pipeline.model, story.captions, settings.guidance_scale, limits)
+    demand = _demand(pipeline, story, settings, limits)
     if made is None or budget.limited:
         widths = _widths(settings.kv_cache)
         plan = make_plan([pipeline.bundle], [demand], budget, place, widths, pipeline.tile)[1]
@@ -127,9 +130,10 @@ def plan_again(
         return
     chosen = dict(made["choice"])
     schemes = {Component(name): scheme for name, scheme in chosen.pop("schemes").items()}
-    kept = tuple(map(Component, chosen.pop("kept")))
+    kept, whole = (tuple(map(Component, chosen.pop(name, ()))) for name in ("kept", "whole"))
     chosen["context"] = Context(**chosen["context"]) if chosen["context"] else None
-    plan = planned(pipeline.bundle, demand, Budget(**made["budget"]), place, Choice(schemes, kept, **chosen))
+    choice = Choice(schemes, kept, whole=whole, **chosen)
+    plan = planned(pipeline.bundle, demand, Budget(**made["budget"]), place, choice)
     check_fits(plan)
     pipeline.obey(plan)
 
@@ -146,6 +150,11 @@ def _check_budget(budget: Budget, backend: Backend) -> None:
 def _widths(kv_cache: str | None) -> tuple[str, ...]:
     """Of keys and values: the one that is asked for, else any."""
     return (kv_cache,) if kv_cache else WIDTHS
+
+
+def _demand(pipeline: StoryPipeline, story: Story, settings: Settings, limits: Context) -> Demand:
+    guidance, steps = settings.guidance_scale, settings.num_inference_steps
+    return demand_of(pipeline.model, story.captions, guidance, limits, steps)
 
 
 def _place(backend: Backend) -> Place:

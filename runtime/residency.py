@@ -21,11 +21,17 @@ from storyv_lite.runtime.backends.base import Backend, CacheStorage, LanguageSes
 class Residency:
     """Loads and unloads the components of one bundle."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, kept: Collection[Component] | None = None) -> None:
-        """`kept` stay loaded once they are; None: all of them."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        kept: Collection[Component] | None = None,
+        whole: Collection[Component] = (),
+    ) -> None:
+        """`kept` stay loaded once they are; None: all of them. All parts of `whole` are there at once."""
         self._bundle = bundle
         self._backend = backend
-        self._kept = kept
+        self._kept, self._whole = kept, whole
         self._sessions: dict[Component, Session] = {}
         self._language: LanguageSession | None = None
         if kept is not None:
@@ -40,13 +46,14 @@ class Residency:
         if component is Component.LANGUAGE_MODEL:
             return self.load_language_model()
         if component not in self._sessions:
-            self._sessions[component] = self._backend.open(self._bundle, component)
+            self._sessions[component] = self._backend.open(self._bundle, component, component in self._whole)
         return self._sessions[component]
 
     def load_language_model(self) -> LanguageSession:
         """The loaded language model; raises `BundleError` or `BackendError`."""
         if self._language is None:
-            self._language = self._backend.open_language_model(self._bundle)
+            whole = Component.LANGUAGE_MODEL in self._whole
+            self._language = self._backend.open_language_model(self._bundle, whole)
         return self._language
 
     @contextmanager

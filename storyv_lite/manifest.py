@@ -45,6 +45,7 @@ class Variant:
     parity: Mapping[str, Any]
     weights: Mapping[str, Any] = field(default_factory=dict)  # see coverage.py; older bundles do not say
     engine: Mapping[str, Any] | None = None  # of the last two: what the engine was built from and for
+    work: Mapping[str, int] | None = None  # bytes at work, by cells per side (decoder) or count; see work.py
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ def read_variant(record: Mapping[str, Any]) -> Variant:
     parts = tuple(read_record(Part, part) for part in record["parts"])
     parity, weights = dict(record.get("parity") or {}), dict(record.get("weights") or {})
     engine = None if record.get("engine") is None else dict(record["engine"])
-    return Variant(str(record["scheme"]), str(record["backend"]), parts, parity, weights, engine)
+    work = {str(int(n)): int(size) for n, size in (record.get("work") or {}).items()} or None
+    return Variant(str(record["scheme"]), str(record["backend"]), parts, parity, weights, engine, work)
 
 
 def read_character(record: Mapping[str, Any]) -> Character:

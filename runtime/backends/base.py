@@ -72,11 +72,13 @@ class Backend(Protocol):
     reason: str  # why this device
     threads: int  # CPU threads per component; results hold for one number of them
 
-    def open(self, bundle: Bundle, component: Component) -> Session:
-        """Load one component. Raises `BundleError` or `BackendError`."""
+    def open(self, bundle: Bundle, component: Component, whole: bool = False) -> Session:
+        """Load one component. Of one in several parts each is loaded for every call, and dropped before the
+        next, unless it is to be there as a `whole`. Raises `BundleError` or `BackendError`.
+        """
 
-    def open_language_model(self, bundle: Bundle) -> LanguageSession:
-        """Load the language model. Raises `BundleError` or `BackendError`."""
+    def open_language_model(self, bundle: Bundle, whole: bool = False) -> LanguageSession:
+        """Load the language model, as `open` does. Raises `BundleError` or `BackendError`."""
 
     def versions(self) -> dict[str, str]:
         """Libraries whose version may change a result."""

@@ -55,23 +55,23 @@ class OrtBackend:
         self.device, self.reason = "cpu" if provider == "cpu" else "cuda", reason
         self.provider, self._asked = providers.PROVIDERS[provider], provider
 
-    def open(self, bundle: Bundle, component: Component) -> Session:
+    def open(self, bundle: Bundle, component: Component, whole: bool = False) -> Session:
         """Load one component. Raises `BundleError` or `BackendError`."""
-        return OrtSession(self._parts(bundle, component), str(component))
+        return OrtSession(self._parts(bundle, component, whole), str(component))
 
-    def open_language_model(self, bundle: Bundle) -> "OrtLanguageSession":
+    def open_language_model(self, bundle: Bundle, whole: bool = False) -> "OrtLanguageSession":
         """Load the language model. Raises `BundleError` or `BackendError`."""
         wanted = signature(Component.LANGUAGE_MODEL, bundle.model.dimensions)
-        return OrtLanguageSession(self._parts(bundle, Component.LANGUAGE_MODEL), wanted, self.device)
+        return OrtLanguageSession(self._parts(bundle, Component.LANGUAGE_MODEL, whole), wanted, self.device)
 
     def versions(self) -> dict[str, str]:
         return {"onnxruntime": ort.__version__, "numpy": np.__version__}
 
-    def _parts(self, bundle: Bundle, component: Component) -> Parts:
+    def _parts(self, bundle: Bundle, component: Component, whole: bool) -> Parts:
         wanted = signature(component, bundle.model.dimensions)
         paths = _paths(bundle, bundle.variant(component))
         # providers that build engines build them for the size that a graph says
-        free = component is Component.VAE_DECODER and self._asked in ("cpu", "cuda") and len(paths) == 1
+        free = component is Component.VAE_DECODER and self._asked in ("cpu", "cuda")
 
         def load(path: str) -> ort.InferenceSession:
             session = self._session(bundle, path, free)
@@ -79,7 +79,7 @@ class OrtBackend:
                 _check_names(bundle, component, session)
             return session
 
-        return Parts([partial(load, path) for path in paths], [spec.name for spec in wanted.outputs])
+        return Parts([partial(load, path) for path in paths], [spec.name for spec in wanted.outputs], whole)
 
     def _session(self, bundle: Bundle, path: str, free: bool) -> ort.InferenceSession:
         """`free`: for pictures of any size, so that they can be decoded in tiles."""

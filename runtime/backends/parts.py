@@ -1,7 +1,8 @@
 """The sessions of one component, which is one graph or several that run in order.
 
-One graph stays loaded. Of several one is loaded at a time and dropped before the next: they were cut so that
-the component need not fit into memory. Knows when a part is loaded, not what it computes.
+One graph stays loaded. Of several one is loaded at a time and dropped before the next, in every call: they
+were cut so that the component need not fit into memory. Where it does fit as a whole, all stay loaded. Knows
+when a part is loaded, not what it computes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +20,12 @@ Run = Callable[[ort.InferenceSession, Tensors], Tensors]  # a part, and what is 
 class Parts:
     """Parts in order; what one gives, the later ones may take."""
 
-    def __init__(self, loads: Sequence[Load], wanted: Sequence[str]) -> None:
-        """`wanted` are the names of the outputs of the whole. A single part is loaded at once."""
+    def __init__(self, loads: Sequence[Load], wanted: Sequence[str], whole: bool = False) -> None:
+        """`wanted` are the names of the outputs of the whole. A single part is loaded at once, several if
+        they are to be there as a `whole`.
+        """
         self._loads, self._wanted = loads, wanted
-        self._kept = loads[0]() if len(loads) == 1 else None
+        self._kept = [load() for load in loads] if whole or len(loads) == 1 else []
         self._takes: list[set[str]] = []  # inputs of every part, known once all have run
 
     def run(self, known: Mapping[str, object], use: Run) -> Tensors:
@@ -35,14 +38,14 @@ class Parts:
         tensors: Tensors = dict(known)  # type: ignore[arg-type]
         answers: Tensors = {}
         for index, load in enumerate(self._loads):
-            given = self._part(self._kept or load(), tensors, use)
+            given = self._part(self._kept[index] if self._kept else load(), tensors, use)
             answers |= {name: given[name] for name in self._wanted if name in given}
             later = self._takes[index + 1 :]
             if len(self._takes) == len(self._loads):
                 tensors = {n: t for n, t in (tensors | given).items() if any(n in taken for taken in later)}
             else:
                 tensors |= given
-            if self._kept is None:
+            if not self._kept:
                 give_back_freed_memory()
         if missing := [name for name in self._wanted if name not in answers]:
             raise BundleError(f"no part gives {', '.join(missing)}", hint=_EXPORT)
@@ -53,7 +56,7 @@ class Parts:
         return len(self._loads)
 
     def close(self) -> None:
-        self._loads, self._kept = (), None
+        self._loads, self._kept = (), []
 
     def _part(self, session: ort.InferenceSession, tensors: Tensors, use: Run) -> Tensors:
         taken = {value.name for value in session.get_inputs()}

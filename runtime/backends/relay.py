@@ -26,13 +26,14 @@ class Relay:
         self.name, self.device, self.provider = backend.name, backend.device, backend.provider
         self.precision, self.reason, self.threads = backend.precision, backend.reason, backend.threads
 
-    def open(self, bundle: Bundle, component: Component) -> Session:
+    def open(self, bundle: Bundle, component: Component, whole: bool = False) -> Session:
         """Load one component. Raises `BundleError` or `BackendError`."""
-        return _Relayed(self._backend.open(bundle, component), component, self._on_run)
+        return _Relayed(self._backend.open(bundle, component, whole), component, self._on_run)
 
-    def open_language_model(self, bundle: Bundle) -> LanguageSession:
+    def open_language_model(self, bundle: Bundle, whole: bool = False) -> LanguageSession:
         """Load the language model. Raises `BundleError` or `BackendError`."""
-        return _RelayedLanguage(self._backend.open_language_model(bundle), self._on_run, self._on_read)
+        session = self._backend.open_language_model(bundle, whole)
+        return _RelayedLanguage(session, self._on_run, self._on_read)
 
     def versions(self) -> dict[str, str]:
         return self._backend.versions()

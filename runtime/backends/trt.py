@@ -38,12 +38,12 @@ class TrtBackend:
         self._device: driver.Device | None = None
         self._scratch: driver.Buffer | None = None
 
-    def open(self, bundle: Bundle, component: Component) -> Session:
+    def open(self, bundle: Bundle, component: Component, whole: bool = False) -> Session:
         """Load one component. Raises `BundleError`, `BackendError` or `MissingDependency`."""
         if component not in DRAWING:
-            return self._reading.open(bundle, component)
+            return self._reading.open(bundle, component, whole)
         if engine_variant(bundle, component, self.provider) is None:
-            return OrtBackend(self.provider, "asked for", self.threads).open(bundle, component)
+            return OrtBackend(self.provider, "asked for", self.threads).open(bundle, component, whole)
         content = read_engine(bundle, component, self.provider)
         if self._device is None or self._scratch is None:
             self._device = driver.Device()
@@ -51,9 +51,9 @@ class TrtBackend:
         module = require(BUILDERS[self.provider], self.provider)
         return TrtSession(module, content, str(component), self._device, self._scratch)
 
-    def open_language_model(self, bundle: Bundle) -> LanguageSession:
+    def open_language_model(self, bundle: Bundle, whole: bool = False) -> LanguageSession:
         """Load the language model on CUDA. Raises `BundleError` or `BackendError`."""
-        return self._reading.open_language_model(bundle)
+        return self._reading.open_language_model(bundle, whole)
 
     def versions(self) -> dict[str, str]:
         module = BUILDERS[self.provider]

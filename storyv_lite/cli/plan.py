@@ -99,6 +99,7 @@ def table(plan: "MemoryPlan") -> list[str]:
     forms = ", ".join(f"{component} {scheme}" for component, scheme in choice.schemes.items())
     demand = plan.demand
     context = f"{demand.tokens} tokens in {choice.kv_width}, {format_bytes(plan.kv_bytes)}"
+    passing = [component for component in choice.whole if component not in choice.kept]
     guidance = "in one pass" if choice.batched else "in two passes"
     return [
         *lines,
@@ -107,6 +108,7 @@ def table(plan: "MemoryPlan") -> list[str]:
         + f"; the process holds {format_bytes(plan.place.base_bytes)} before",
         f"weights: {forms}",
         f"stays loaded: {', '.join(choice.kept) or 'nothing'}",
+        *([f"all parts at once while it is used: {', '.join(passing)}"] if passing else []),
         f"context: {context}" + (" (shortened)" if choice.context else ""),
         f"guidance: {guidance if demand.guided else 'none'}; "
         f"decoding: {f'tiles of {choice.tile} cells' if choice.tile else 'whole'}",

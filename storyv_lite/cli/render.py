@@ -131,7 +131,7 @@ def render(
         note(f"checkpoint: {pipeline.bundle.path} in {pipeline.backend.precision}")
     else:
         budget = read_budget(ram, vram)
-        asked = Asked(guidance, tile, context_size or None, kv_cache or None)
+        asked = Asked(guidance, tile, context_size or None, kv_cache or None, steps)
         pipeline = open_planned([bundle] if bundle else [], told, budget, asked, device, provider)
         note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
     backend = pipeline.backend

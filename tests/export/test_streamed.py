@@ -1,8 +1,11 @@
 """Whole checkpoints exported one tensor at a time: bundles that draw, or nothing under the name."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from storyv_lite.bundle import Bundle
@@ -12,6 +15,8 @@ from storyv_lite.export import streamed
 from storyv_lite.export.streamed import stream_checkpoint
 from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.pipeline import StoryPipeline
+from storyv_lite.runtime.plan import Budget, kept_plan
+from storyv_lite.runtime.planning import Asked, plan_again, plan_story
 from storyv_lite.story import Caption, Story
 
 INT4 = "int4,unet=int4,vae=int4,fusion=int4"
@@ -27,6 +32,18 @@ def test_a_bundle_of_parts_draws_a_story(scheme: str, tiny_checkpoint: Path, tmp
     story = Story((Caption("Milo is waving in the meadow."), Caption("He is holding a balloon.")))
     frames = list(pipeline.draw(story, seed=0))
     assert len(frames) == 2
+    budget, asked = Budget(10**9), Asked(num_inference_steps=4)
+    plan = plan_story([out], pipeline.backend, story, budget, asked)[1]
+    assert plan is not None and {Component.UNET, Component.LANGUAGE_MODEL} <= set(plan.choice.whole)
+    for whole in (plan.choice.whole, ()):  # all parts stay, or each is loaded in every call
+        kept = tuple(
+            component for component in plan.choice.kept if whole or component not in plan.choice.whole
+        )
+        pipeline.obey(replace(plan, choice=replace(plan.choice, kept=kept, whole=whole)))
+        again = list(pipeline.draw(story, seed=0))
+        assert all(np.array_equal(one.image, two.image) for one, two in zip(frames, again, strict=True))
+    plan_again(pipeline, story, pipeline.settings(), json.loads(json.dumps(kept_plan(plan))))
+    assert pipeline.plan is not None and pipeline.plan.choice == plan.choice
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"], "nothing is left beside it"
 
 

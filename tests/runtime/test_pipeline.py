@@ -47,9 +47,9 @@ class Counting(OrtBackend):
         super().__init__("cpu", threads=1)
         self.calls: Counter[str] = Counter()
 
-    def open(self, bundle: Bundle, component: Component) -> Session:
+    def open(self, bundle: Bundle, component: Component, whole: bool = False) -> Session:
         self.calls[f"open {component}"] += 1
-        return Counted(super().open(bundle, component), str(component), self.calls)
+        return Counted(super().open(bundle, component, whole), str(component), self.calls)
 
 
 class Counted:

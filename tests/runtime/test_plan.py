@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,9 +30,23 @@ class Ledger:
 
     def __init__(self, plan: MemoryPlan, bundle: Bundle) -> None:
         self.parts = footprints(bundle, plan.demand, plan.choice)
+        self.graphs = {
+            c: self.of_graphs(bundle.variant(c), c, plan, bundle)
+            for c in used_components(bundle, plan.demand)
+        }
         self.on_gpu = plan.place.on_gpu
         self.ram, self.vram, self.phase = plan.place.base_bytes, 0, LOAD
         self.most: dict[str, tuple[int, int]] = {}
+
+    @staticmethod
+    def of_graphs(
+        variant: Variant, component: Component, plan: MemoryPlan, bundle: Bundle
+    ) -> list[tuple[int, int]]:
+        """What each part of a component takes by itself: while it is loaded, and then."""
+        alone = (replace(variant, parts=(part,)) for part in variant.parts)
+        dims = bundle.model.dimensions
+        found = [footprint(component, one, dims, plan.demand) for one in alone]
+        return [(one.loading, one.loaded) for one in found]
 
     def take(self, size: int, passing: int = 0) -> None:
         """`size` stays where weights lie; `passing` goes through memory in any case."""
@@ -48,23 +63,33 @@ class Ledger:
 class Fake:
     """A backend and every session of it, whose work is taking and giving back memory."""
 
-    def __init__(self, ledger: Ledger, component: Component | None = None) -> None:
+    def __init__(self, ledger: Ledger, component: Component | None = None, in_turn: bool = False) -> None:
         self.ledger = ledger
         self.component = component
+        self.in_turn = in_turn
 
-    def open(self, bundle: Bundle, component: Component) -> "Fake":
-        part = self.ledger.parts[component]
-        self.ledger.take(part.loading, part.loading if self.ledger.on_gpu else 0)
-        self.ledger.take(part.loaded - part.loading)
-        return Fake(self.ledger, component)
+    def open(self, bundle: Bundle, component: Component, whole: bool = False) -> "Fake":
+        graphs = self.ledger.graphs[component]
+        in_turn = len(graphs) > 1 and not whole
+        for loading, loaded in () if in_turn else graphs:
+            self.load(loading, loaded)
+        return Fake(self.ledger, component, in_turn)
 
-    def open_language_model(self, bundle: Bundle) -> "Fake":
-        return self.open(bundle, Component.LANGUAGE_MODEL)
+    def open_language_model(self, bundle: Bundle, whole: bool = False) -> "Fake":
+        return self.open(bundle, Component.LANGUAGE_MODEL, whole)
+
+    def load(self, loading: int, loaded: int) -> None:
+        self.ledger.take(loading, loading if self.ledger.on_gpu else 0)
+        self.ledger.take(loaded - loading)
 
     def run(self, inputs: object) -> None:
         assert self.component is not None
-        self.ledger.take(self.ledger.parts[self.component].working)
-        self.ledger.take(-self.ledger.parts[self.component].working)
+        working = self.ledger.parts[self.component].working
+        self.ledger.take(working)
+        for loading, loaded in self.ledger.graphs[self.component] if self.in_turn else ():
+            self.load(loading, loaded)  # beside what the part before gave
+            self.ledger.take(-loaded)
+        self.ledger.take(-working)
 
     def new_cache(self, capacity: int) -> None:
         self.ledger.take(capacity)
@@ -74,14 +99,15 @@ class Fake:
 
     def close(self) -> None:
         assert self.component is not None
-        self.ledger.take(-self.ledger.parts[self.component].loaded)
+        graphs = () if self.in_turn else self.ledger.graphs[self.component]
+        self.ledger.take(-sum(loaded for _, loaded in graphs))
 
 
 def tell(plan: MemoryPlan, bundle: Bundle) -> Ledger:
     """Load, use and unload as a story does."""
     ledger = Ledger(plan, bundle)
     kept = plan.choice.kept if plan.budget.limited else None
-    residency = Residency(bundle, Fake(ledger), kept)  # type: ignore[arg-type]
+    residency = Residency(bundle, Fake(ledger), kept, plan.choice.whole)  # type: ignore[arg-type]
     used = used_components(bundle, plan.demand)
 
     def use(*components: Component) -> None:
@@ -132,19 +158,85 @@ def test_a_component_in_parts_takes_what_its_largest_part_takes() -> None:
     assert takes(300, 500, 400) == takes(500) < takes(1200)
 
 
+def in_parts(component: Component, count: int) -> Bundle:
+    """The bundle that ships, one component of it cut."""
+    bundle = Bundle.open(PACKAGED, verify=False)
+    variant = bundle.variant(component)
+    size = sum(part.bytes for part in variant.parts)
+    cut = replace(variant, parts=(replace(variant.parts[0], bytes=size // count),) * count)
+    return replace(bundle, components={**bundle.components, component: (cut,)})
+
+
+def test_a_component_in_parts_is_there_as_a_whole_where_that_fits() -> None:
+    bundle, demand = in_parts(Component.UNET, 5), replace(DEMAND, steps=12)
+    seconds, ways_found = [], []
+    for ram in range(200, 100, -1):
+        try:
+            plan = make_plan([bundle], [demand], Budget(ram * MIB), PLACE)[1]
+        except BudgetError:
+            break
+        kept, whole = (Component.UNET in found for found in (plan.choice.kept, plan.choice.whole))
+        assert whole or not kept, "what stays loaded is there as a whole"
+        ways_found.append((kept, whole))
+        seconds.append(plan.load_seconds_per_frame)
+    assert ways_found[0] == (True, True) and ways_found[-1] == (False, False)
+    assert (False, True) in ways_found, "while it is used"
+    assert seconds == sorted(seconds) and seconds[-1] > 12 * 5 * 0.02, "parts are loaded in every call"
+
+
+def test_parts_are_loaded_in_every_call_and_cost_seconds_each_time() -> None:
+    def price(component: Component, tile: int = 0, batched: bool = True, **asked: Any) -> float:
+        bundle, demand = in_parts(component, 4), replace(DEMAND, **asked)
+        variant, dims = bundle.variant(component), bundle.model.dimensions
+        return footprint(component, variant, dims, demand, batched, tile).load_seconds
+
+    assert price(Component.UNET, steps=12) == pytest.approx(12 * price(Component.UNET))
+    assert price(Component.UNET, batched=False) == pytest.approx(2 * price(Component.UNET))
+    assert price(Component.VAE_DECODER, tile=12) == pytest.approx(4 * price(Component.VAE_DECODER))
+    free = make_plan([in_parts(Component.UNET, 4)], [DEMAND], Budget(), PLACE)[1]
+    assert free.load_seconds_per_frame > 0, "without a budget they are not kept, either"
+
+
+def test_what_a_manifest_says_of_work_is_planned_with() -> None:
+    bundle = Bundle.open(PACKAGED, verify=False)
+    dims, told = bundle.model.dimensions, {"8": 80 * MIB, "12": 180 * MIB, "16": 320 * MIB}
+    decoder = replace(bundle.variant(Component.VAE_DECODER), work=told)
+    works = [
+        footprint(Component.VAE_DECODER, decoder, dims, DEMAND, tile=tile).working
+        for tile in (8, 10, 12, 0, 20)
+    ]
+    assert all(told[side] <= work for side, work in zip(("8", "12", "12", "16", "16"), works, strict=True))
+    assert works[1] < works[2] + MIB and works[3] == works[4] > works[2]
+    unet = replace(bundle.variant(Component.UNET), work={"1": 100 * MIB, "2": 200 * MIB})
+    one, two = (footprint(Component.UNET, unet, dims, DEMAND, batched).working for batched in (False, True))
+    assert one * 2 == pytest.approx(two, abs=2) and two >= 200 * MIB
+
+
+def test_of_a_large_token_table_the_rows_that_are_read_count() -> None:
+    bundle = Bundle.open(PACKAGED, verify=False)
+    dims = replace(bundle.model.dimensions, hidden_size=4096, vocab_size=32000)
+    large = Variant("fp16", "table", (Part("f", 2 * 32000 * 4096, ""),), {})
+    few, many = (
+        footprint(Component.TOKEN_EMBEDDING, large, dims, replace(DEMAND, frames=frames)).loaded
+        for frames in (2, 1000)
+    )
+    assert few < 40 * MIB and many == 2 * 32000 * 4096
+
+
 def random_bundle(lot: random.Random, shape: Bundle, name: str = "random") -> Bundle:
-    """Of any size and in any schemes, some components in several forms."""
+    """Of any size and in any schemes, some components in several forms, some forms in several parts."""
     scale = 10 ** lot.uniform(-1, 3)
 
     def variant(scheme: str) -> Variant:
-        return Variant(scheme, "onnx", (Part("f", int(scale * 10 ** lot.uniform(3, 7)), ""),), {})
+        sizes = [int(scale * 10 ** lot.uniform(3, 7)) for _ in range(lot.choice((1, 1, 1, 2, 5)))]
+        return Variant(scheme, "onnx", tuple(Part("f", size, "") for size in sizes), {})
 
     components: dict[Component, tuple[Variant, ...]] = {
         component: tuple(map(variant, lot.sample(SCHEMES, lot.choice((1, 1, 2, 3)))))
         for component in Component
         if component is not Component.TOKEN_EMBEDDING
     }
-    table = replace(variant("fp16"), backend="table")
+    table = Variant("fp16", "table", (Part("f", int(scale * 10**6), ""),), {})
     model = replace(shape.model, first_frame=lot.choice(("char_ldm", "language_model")))
     return replace(
         shape, name=name, model=model, components={**components, Component.TOKEN_EMBEDDING: (table,)}
@@ -154,7 +246,9 @@ def random_bundle(lot: random.Random, shape: Bundle, name: str = "random") -> Bu
 def random_demand(lot: random.Random) -> Demand:
     frames = lot.choice((1, 2, 5, 24, 200))
     tokens = lot.randint(60, 4096)
-    return Demand(frames, tokens, lot.randint(40, tokens), lot.randint(0, 6), lot.random() < 0.8)
+    return Demand(
+        frames, tokens, lot.randint(40, tokens), lot.randint(0, 6), lot.random() < 0.8, lot.randint(1, 50)
+    )
 
 
 @pytest.mark.parametrize("cases", [150, pytest.param(1500, marks=pytest.mark.slow)])

@@ -37,13 +37,13 @@ class Watched(OrtBackend):
         super().__init__("cpu", threads=1)
         self.opened: Counter[Component] = Counter()
 
-    def open(self, bundle: Bundle, component: Component) -> Session:
+    def open(self, bundle: Bundle, component: Component, whole: bool = False) -> Session:
         self.opened[component] += 1
-        return super().open(bundle, component)
+        return super().open(bundle, component, whole)
 
-    def open_language_model(self, bundle: Bundle) -> OrtLanguageSession:
+    def open_language_model(self, bundle: Bundle, whole: bool = False) -> OrtLanguageSession:
         self.opened[Component.LANGUAGE_MODEL] += 1
-        return super().open_language_model(bundle)
+        return super().open_language_model(bundle, whole)
 
 
 def plan_with(pipeline: StoryPipeline, ram: int) -> MemoryPlan:

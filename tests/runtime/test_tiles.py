@@ -91,4 +91,4 @@ def test_every_other_component_keeps_the_size_that_its_graph_says(tiny_bundle: P
     manifest = json.loads((tiny_bundle / "manifest.json").read_text())
     axes = manifest["components"]["unet"]["signature"]["inputs"][0]["axes"]
     session = pipeline.model.session(Component.UNET)
-    assert session._parts._kept.get_inputs()[0].shape == axes  # type: ignore[attr-defined]
+    assert session._parts._kept[0].get_inputs()[0].shape == axes  # type: ignore[attr-defined]
