@@ -1,7 +1,6 @@
 """A whole frame of the published shapes, narrow: made, exported in parts, planned and drawn as planned."""
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,17 +9,14 @@ import pytest
 from storyv_lite.benchmarks import big_frame, child
 
 
+@pytest.mark.slow
 def test_a_narrow_model_of_the_published_shapes_goes_all_the_way(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Callable[..., tuple[int, str, str]]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     request = {"folder": str(tmp_path), "size": {"layers": 2, "narrow": 16}, "part_bytes": 400_000}
     for name, step in big_frame.STEPS.items():  # here, where the libraries are loaded already
         answer = child.costed(partial(step, tmp_path))(request)
         (tmp_path / f"{name}.json").write_text(json.dumps(answer))
-    story = tmp_path / "story.txt"
-    story.write_text("\n".join(big_frame.STORY[:2]))
-    _, out, _ = run("plan", story, "--bundle", tmp_path / "bundle", "--ram", "180MB", "--json")
-    (tmp_path / "plan.json").write_text(out)
     record = tmp_path / "record.json"
     asked = ["--layers", "2", "--narrow", "16", "--ram", "180MB", "--record", str(record)]
     big_frame.main([str(tmp_path), *asked])
