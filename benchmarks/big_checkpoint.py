@@ -33,6 +33,7 @@ SCHEDULER = {
     "steps_offset": 1,
 }
 CONTEXT_FRAMES = 24
+IMAGE_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,12 @@ class Size:
 
     @property
     def latents(self) -> int:
+        """Cells per side."""
         return max(16, 64 // self.narrow)
 
 
-def dimensions(size: Size, image_tokens: int = 8) -> Dimensions:
+def dimensions(size: Size) -> Dimensions:
+    """Shapes of the whole model at this size."""
     hidden = size.width(4096, HEAD)
     return Dimensions(
         image_size=8 * size.latents,
@@ -64,13 +67,13 @@ def dimensions(size: Size, image_tokens: int = 8) -> Dimensions:
         text_tokens=77,
         cross_attention_dim=size.width(768),
         vision_image_size=224,
-        vocab_size=32000 // size.narrow + image_tokens,
+        vocab_size=32000 // size.narrow + IMAGE_TOKENS,
         hidden_size=hidden,
         num_hidden_layers=size.layers,
         num_key_value_heads=hidden // HEAD,
         head_dim=HEAD,
         max_position_embeddings=4096,
-        image_tokens=image_tokens,
+        image_tokens=IMAGE_TOKENS,
         visual_tokens=4,
     )
 

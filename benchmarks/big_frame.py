@@ -3,22 +3,25 @@
 Run `python -m storyv_lite.benchmarks.big_frame FOLDER`; FOLDER needs 25 GB. A whole checkpoint with random
 weights is made, exported by `--low-memory`, planned within a budget and drawn with that plan: every step in a
 process of its own, whose peak of resident memory is printed. Steps that a run before it finished are not
-taken again. Exit code 1 where a phase took more than was planned, or the plan more than the budget.
+taken again; a FOLDER with steps of another size, budget or story is refused. Exit code 1 where a phase took
+more than was planned, or the story less than 85 % of it.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from storyv_lite.benchmarks import child
 from storyv_lite.benchmarks.big_checkpoint import Size, make_checkpoint
 from storyv_lite.benchmarks.budgets import faults
-from storyv_lite.benchmarks.command import heading, tell, typed, write_record
+from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
 from storyv_lite.benchmarks.measure import ask
 from storyv_lite.benchmarks.report import markdown_table
+from storyv_lite.errors import BackendError, OutputError, StoryVError
 from storyv_lite.memory import format_bytes, parse_bytes
 
 MODULE = "storyv_lite.benchmarks.big_frame"
@@ -50,18 +53,20 @@ STEPS: Mapping[str, Callable[[Path, Request], dict[str, Any]]] = {"make": make, 
 def measure(
     folder: Path, size: Size, part_bytes: int, ram: str, steps: int, frames: int, told: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Every step in a process of its own; the answer of a finished one lies beside what it made."""
+    """Every step in a process of its own; the answer of a finished one lies beside what it made.
+
+    Raises `OutputError` where the folder holds steps of something else, `BackendError` when a step fails.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    made = {"size": asdict(size), "part_bytes": part_bytes}
+    _same(folder / "asked.json", {**made, "ram": ram, "steps": steps, "frames": frames})
     story = folder / "story.txt"
     story.write_text("\n".join(STORY[:frames]) + "\n", encoding="utf-8")
-    request = {
-        "folder": str(folder),
-        "size": {"layers": size.layers, "narrow": size.narrow},
-        "part_bytes": part_bytes,
-    }
-    given = [str(story), "--bundle", str(folder / "bundle"), "--ram", ram, "--device", "cpu", "--json"]
+    request = {"folder": str(folder), **made}
+    given = [str(story), "--bundle", str(folder / "bundle"), "--ram", ram, "--steps", str(steps)]
+    given += ["--device", "cpu", "--json"]
     program = [sys.executable, "-m", "storyv_lite"]
-    drawing = ["-o", str(folder / "story"), "--steps", str(steps), "--strict-budget", "--force"]
+    drawing = ["-o", str(folder / "story"), "--strict-budget", "--force"]
     commands = {
         **{name: [sys.executable, "-m", MODULE, "--step", name] for name in STEPS},
         "plan": [*program, "plan", *given],
@@ -114,6 +119,16 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n\n".join([*map(markdown_table, (parts, phases, seconds)), told])
 
 
+def _same(file: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse to put answers to other questions into one record."""
+    if not file.is_file():
+        write_record(file, asked)
+    elif (before := json.loads(file.read_text(encoding="utf-8"))) != asked:
+        raise OutputError(
+            f"what `{file.parent}` holds was asked for otherwise: {before}", "name another folder"
+        )
+
+
 def _once(file: Path, command: Sequence[str], request: str) -> dict[str, Any]:
     """The answer of a command, from the file where it was answered before."""
     if file.is_file():
@@ -121,7 +136,7 @@ def _once(file: Path, command: Sequence[str], request: str) -> dict[str, Any]:
         return kept
     answer = ask(command, request, TIMEOUT_S)
     if "error" in answer:
-        raise SystemExit(f"{file.stem}: {answer['error']}")
+        raise BackendError(f"`{file.stem}` failed: {answer['error']}", answer.get("hint", ""))
     write_record(file, answer)
     return answer
 
@@ -130,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="where everything is made")
     parser.add_argument("--ram", default="4.5GB", help="the budget [4.5GB]")
-    parser.add_argument("--frames", type=int, default=2, help="of the story, at most 3 [2]")
+    parser.add_argument("--frames", type=int, default=2, choices=(1, 2, 3), help="of the story [2]")
     parser.add_argument("--steps", type=int, default=2, help="denoising steps of a frame [2]")
     parser.add_argument("--layers", type=int, default=32, help="of the language model [32]")
     parser.add_argument("--narrow", type=int, default=1, help="so many times less wide, for a first try [1]")
@@ -144,8 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.folder is None:
         parser.error("a folder with 25 GB of room is needed")
     size = Size(given.layers, given.narrow)
-    part_bytes = parse_bytes(given.part)
-    found = measure(given.folder, size, part_bytes, given.ram, given.steps, given.frames, tell)
+    try:
+        part_bytes = parse_bytes(given.part)
+        found = measure(given.folder, size, part_bytes, given.ram, given.steps, given.frames, tell)
+    except StoryVError as fault:
+        return failed(fault)
     print(table(found))
     if given.record:
         write_record(given.record, {**heading(typed(f"python -m {MODULE}", arguments)), **found})

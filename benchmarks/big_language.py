@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storyv_lite.benchmarks import child
-from storyv_lite.benchmarks.machine import this_machine, versions
+from storyv_lite.benchmarks.command import heading, tell, typed, write_record
 from storyv_lite.benchmarks.measure import ask
 from storyv_lite.benchmarks.shapes import write_random
 from storyv_lite.components import Component, Dimensions, signature
@@ -271,24 +271,23 @@ def _step(name: str, request: dict[str, Any]) -> dict[str, Any]:
     return {"make": make, "export": export, "reference": reference}[name](folder, config)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="where the models are made and exported")
     parser.add_argument("--model", choices=MODELS, action="append", help="one of them [default: all]")
     parser.add_argument("--layers", type=int, default=32, help="fewer layers of the same width")
     parser.add_argument("--record", type=Path, help="a JSON file for the figures")
     parser.add_argument("--step", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.step:
         return child.answer(child.costed(partial(_step, given.step)))
     if given.folder is None:
         parser.error("a folder with 20 GB of room is needed")
     rows: list[dict[str, Any]] = []
     for model in given.model or MODELS:
-        rows.append(measure(model, given.folder, given.layers, lambda text: print(text, file=sys.stderr)))
+        rows.append(measure(model, given.folder, given.layers, tell))
         if given.record:
-            content = {"rows": rows, "machine": this_machine().as_dict(), "versions": versions()}
-            given.record.write_text(json.dumps(content, indent=1) + "\n")
+            write_record(given.record, {**heading(typed(f"python -m {MODULE}", arguments)), "rows": rows})
     print(table(rows))
     return int(any(row["reference"]["failures"] for row in rows))
 

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from storyv_lite.benchmarks import child
-from storyv_lite.benchmarks.machine import this_machine, versions
+from storyv_lite.benchmarks.command import heading, tell, typed, write_record
 from storyv_lite.benchmarks.measure import ask
 from storyv_lite.benchmarks.shapes import write_random
 from storyv_lite.components import Component, Dimensions
@@ -226,22 +226,21 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="where the UNet is made and exported")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--record", type=Path, help="a JSON file for the figures")
     parser.add_argument("--step", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.step:
         step = STEPS[given.step]
         return child.answer(child.costed(lambda request: step(Path(request["folder"]), request)))
     if given.folder is None:
         parser.error("a folder with 12 GB of room is needed")
-    found = measure(given.folder, given.threads, lambda text: print(text, file=sys.stderr))
+    found = measure(given.folder, given.threads, tell)
     if given.record:
-        content = {**found, "machine": this_machine().as_dict(), "versions": versions()}
-        given.record.write_text(json.dumps(content, indent=1) + "\n")
+        write_record(given.record, {**heading(typed(f"python -m {MODULE}", arguments)), **found})
     print(table(found))
     return 0
 

@@ -87,9 +87,9 @@ def describe(bundle: "Bundle") -> dict[str, Any]:
     dims = bundle.model.dimensions
     components = {}
     for component, variants in bundle.components.items():
-        size = sum(part.bytes for part in variants[0].parts)
-        parts = len(variants[0].parts)
-        components[str(component)] = {"scheme": variants[0].scheme, "bytes": size, "parts": parts}
+        first = variants[0]
+        size = sum(part.bytes for part in first.parts)
+        components[str(component)] = {"scheme": first.scheme, "bytes": size, "parts": len(first.parts)}
     return {
         "name": bundle.name,
         "sha256": bundle.sha256,

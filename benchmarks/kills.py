@@ -25,9 +25,9 @@ from storyv_lite.benchmarks.measure import PICNIC
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import find_bundle
 from storyv_lite.errors import StoryVError
+from storyv_lite.runtime.journal import JOURNAL
 
 COMMAND = "python -m storyv_lite.benchmarks.kills"
-JOURNAL = "journal.jsonl"
 MAX_KILLS_OF_ONE = 3
 FULL_DISK = "full disk"
 DAMAGES = ("torn journal", "truncated frame", *([] if sys.platform == "win32" else [FULL_DISK]))

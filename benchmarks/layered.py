@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storyv_lite.benchmarks.command import failed
+from storyv_lite.errors import StoryVError
+
 STORY_MODEL = Path(__file__).resolve().parents[1] / "checkpoints" / "toon"
 Floats = NDArray[np.float32]
 ROWS = 256  # of a weight rounded at a time
@@ -109,7 +112,10 @@ def main() -> int:
     from storyv_lite.bundle import PACKAGED
     from storyv_lite.export.verify import compare
 
-    found = of_the_story_model(STORY_MODEL, PACKAGED)
+    try:
+        found = of_the_story_model(STORY_MODEL, PACKAGED)
+    except StoryVError as fault:
+        return failed(fault)
     figures = compare(found.rounded, found.wide)
     print("root mean square of the inputs and behind each layer:", *(f"{size:.2f}" for size in found.sizes))
     print(

@@ -1,7 +1,7 @@
 """Graphs made smaller without changing what they compute: constants, settled shapes, dead nodes, short names.
 
-Knows ONNX only. A traced graph is three times as long as it needs to be, and every session pays for that when
-it loads.
+Knows ONNX only, and which shapes follow from those of the inputs. A traced graph is three times as long as it
+needs to be, and every session pays for that when it loads.
 """
 
 import tempfile

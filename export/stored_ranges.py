@@ -13,7 +13,7 @@ from typing import Any
 from storyv_lite.bundle import Bundle
 from storyv_lite.checkpoint import checkpoint_hash, read_checkpoint
 from storyv_lite.components import Component, Dimensions
-from storyv_lite.errors import BundleError, ConfigError
+from storyv_lite.errors import BundleError, ConfigError, OutputError
 from storyv_lite.export.calibrate import STORIES, calibrate, read_stories
 from storyv_lite.export.quantize import Ranges
 from storyv_lite.export.ranges import ranges_by_parts
@@ -68,8 +68,13 @@ def take_ranges(
 
 
 def save_ranges(path: Path, stored: StoredRanges) -> None:
-    """Write ranges as JSON, complete or not at all. Raises `OSError`."""
-    write_file(path, (json.dumps({"schema": SCHEMA, **asdict(stored)}, indent=1) + "\n").encode())
+    """Write ranges as JSON, complete or not at all. Raises `OutputError` when they cannot be written."""
+    try:
+        write_file(path, (json.dumps({"schema": SCHEMA, **asdict(stored)}, indent=1) + "\n").encode())
+    except OSError as fault:
+        raise OutputError(
+            f"`{path}` cannot be written: {fault}", "make room, or name another file"
+        ) from fault
 
 
 def load_ranges(path: Path) -> StoredRanges:
@@ -89,7 +94,7 @@ def load_ranges(path: Path) -> StoredRanges:
         reason = f"lacks {fault}" if isinstance(fault, KeyError) else str(fault)
         raise BundleError(
             f"`{path}` holds no ranges of activations: {reason}",
-            hint="take ranges: storyv-lite ranges -o FILE",
+            hint=f"take ranges: storyv-lite ranges -o {path} --force",
         ) from fault
 
 
@@ -102,7 +107,7 @@ def ranges_for(
     or size, or when a component has none.
     """
     stored = load_ranges(path)
-    again = f"take ranges again: storyv-lite ranges {checkpoint} -o FILE"
+    again = f"take ranges again: storyv-lite ranges {checkpoint} -o {path} --force"
     if (sha256 := checkpoint_hash(checkpoint)) != stored.checkpoint_sha256:
         raise ConfigError(
             f"`{path}` holds ranges of the checkpoint {stored.checkpoint_sha256[:12]}, "

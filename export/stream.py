@@ -63,7 +63,7 @@ def stream_component(
     Parts recorded in `records` are taken as they are. `part_bytes` None makes one part. Weights in blocks
     are rounded to nearest: other ways need the wide graph to run. `ranges` are needed for static layers.
     `any_size` leaves the sides of a UNet's latents open (axes `height`, `width`).
-    Raises `ConfigError` when one is missing, `ParityError` for weights too far from what they were,
+    Raises `ConfigError` when a range is missing, `ParityError` for weights too far from what they were,
     `BundleError` for a faulty checkpoint, `OutputError` for a full disk.
     """
     return_freed_memory()

@@ -24,8 +24,6 @@ class Component(StrEnum):
 
 ALIASES = {"llm": Component.LANGUAGE_MODEL, "vae": Component.VAE_DECODER}
 
-FREE_AXES = frozenset({"batch", "characters", "sequence", "past", "total"})
-
 
 @dataclass(frozen=True)
 class Dimensions:

@@ -44,6 +44,16 @@ def test_the_receipt_says_backend_precision_and_versions_and_its_command_draws_t
         assert Path("day-storyboard", name).read_bytes() == Path("again", name).read_bytes()
 
 
+def test_a_strict_budget_is_refused_where_there_is_no_plan_to_hold_it_to() -> None:
+    assert render("--checkpoint", "checkpoints/tiny", "--steps", "1")[0] == 0
+    before = Path("day-storyboard/story.json").read_bytes()
+    for command in (["redraw", "day-storyboard", "--frame", "1"], ["continue", "day-storyboard", "day.txt"]):
+        result = CliRunner().invoke(app, [*command, "--strict-budget"])
+        assert result.exit_code == 2 and "there is no plan for" in result.stderr
+    assert Path("day-storyboard/story.json").read_bytes() == before
+    assert not Path("day-storyboard/journal.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from storyv_lite.cli.reopening import resuming
 from storyv_lite.memory import resident_memory
 from storyv_lite.runtime import phases, planning
 
@@ -43,6 +44,7 @@ def test_a_plan_is_printed_by_phase_and_as_json(run: Run, answer: Answer) -> Non
     found = answer("plan", "day.txt", "--device", "cpu")
     assert [phase["name"] for phase in found["phases"]] == PHASES[1:]
     assert found["demand"]["frames"] == 3 and found["path"].endswith("bundles/tiny")
+    assert answer("plan", "day.txt", "--steps", "7", "--device", "cpu")["demand"]["steps"] == 7
     assert answer("plan", "--frames", "9", "--device", "cpu")["demand"]["frames"] == 9
 
 
@@ -110,6 +112,12 @@ def test_memory_beyond_the_plan_fails_when_that_is_asked_for(
     code, _, err = run("render", "day.txt", "-o", "strict", *QUICK, "--ram", "8GB", "--strict-budget")
     assert code == 6 and "more memory was used than planned: `load`" in err
     assert pictures("strict") == pictures("lenient")
+
+
+def test_a_strict_budget_is_asked_for_again_by_the_command_that_goes_on() -> None:
+    words = ("", "auto", "cpu")
+    assert resuming(Path("day"), *words, False, True).endswith("continue day --provider cpu --strict-budget")
+    assert "--strict-budget" not in resuming(Path("day"), *words, True, False)
 
 
 def test_another_form_of_the_same_checkpoint_is_taken_where_the_first_is_too_large(

@@ -74,11 +74,11 @@ class TorchBackend:
             require("bitsandbytes", "torch")  # now, not when the first frame is begun
         torch.set_num_threads(self.threads)
 
-    def open(self, bundle: Bundle, component: Component, whole: bool = True) -> "TorchSession":
-        """Load one component. Raises `BundleError` or `BackendError`."""
+    def open(self, bundle: Bundle, component: Component, whole: bool = False) -> "TorchSession":
+        """Load one component, which is one in any case. Raises `BundleError` or `BackendError`."""
         return TorchSession(self._module(bundle, component), component, bundle.model.dimensions)
 
-    def open_language_model(self, bundle: Bundle, whole: bool = True) -> "TorchLanguageSession":
+    def open_language_model(self, bundle: Bundle, whole: bool = False) -> "TorchLanguageSession":
         """Load the language model, layer by layer. Raises `BundleError` or `BackendError`."""
         component = Component.LANGUAGE_MODEL
         return TorchLanguageSession(self._module(bundle, component), component, bundle.model.dimensions)

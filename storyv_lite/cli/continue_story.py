@@ -27,6 +27,7 @@ from storyv_lite.cli.reopening import (
     known_journal,
     open_pipeline,
     refuse_unfinished,
+    refuse_unplanned,
     resuming,
 )
 from storyv_lite.story import Story, read_story
@@ -58,7 +59,8 @@ def continue_story(
         note(f"note: the title `{told.title}` is not used; the story has one")
     wanted = _longer(folder, told)
     pipeline = open_pipeline(wanted, bundle, device, provider, ram, vram)
-    resume = resuming(folder, bundle, device, provider, keep_going)
+    refuse_unplanned(pipeline, strict_budget)
+    resume = resuming(folder, bundle, device, provider, keep_going, strict_budget)
     with writing(folder, resume):
         wanted = _longer(folder, told)  # again, now that nobody else writes
         if told.captions:

@@ -29,6 +29,13 @@ VramOption = Annotated[
     str,
     typer.Option("--vram", metavar="SIZE", help="GPU memory that may be used [default: no limit]."),
 ]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", metavar="N", help="Denoising steps [default: the bundle's].")
+]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option("--guidance", metavar="SCALE", help="Guidance scale [default: the bundle's]."),
+]
 StrictBudgetOption = Annotated[
     bool, typer.Option("--strict-budget", help="Fail when more memory was used than was planned.")
 ]

@@ -11,10 +11,12 @@ from storyv_lite.cli.console import note, say, say_json
 from storyv_lite.cli.options import (
     ContextSizeOption,
     DeviceOption,
+    GuidanceOption,
     JsonOption,
     KvCacheOption,
     ProviderOption,
     RamOption,
+    StepsOption,
     VramOption,
 )
 from storyv_lite.errors import ConfigError
@@ -41,13 +43,20 @@ def plan(
     ram: RamOption = "",
     vram: VramOption = "",
     frames: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Without a story: how many frames.  [default: 5]")
+        int,
+        typer.Option(
+            metavar="N", min=0, show_default=False, help="Without a story: how many frames [default: 5]."
+        ),
     ] = 0,
-    guidance: Annotated[
-        float | None, typer.Option(metavar="SCALE", help="Guidance scale [default: the bundle's].")
-    ] = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
     tile: Annotated[
-        int, typer.Option(metavar="N", help="Decode in tiles of N cells [default: where it is needed].")
+        int,
+        typer.Option(
+            metavar="N",
+            show_default=False,
+            help="Decode in tiles of N cells [default: where it is needed].",
+        ),
     ] = 0,
     context_size: ContextSizeOption = "",
     kv_cache: KvCacheOption = "",
@@ -66,7 +75,7 @@ def plan(
     told = read_story(story) if story else _usual(frames or 5)
     budget = read_budget(ram, vram)
     check_tile(tile)
-    asked = Asked(guidance, tile, context_size or None, kv_cache or None)
+    asked = Asked(guidance, tile, context_size or None, kv_cache or None, steps)
     paths, reason = find_forms(bundle or (), budget.limited)
     backend = open_backend(device, provider=provider)
     path, found = plan_story(paths, backend, told, budget, asked)

@@ -14,11 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from storyv_lite.cli.drawing import (
-    draw_story,
-    take_over,
-    writing,
-)
+from storyv_lite.cli.drawing import draw_story, take_over, writing
 from storyv_lite.cli.options import DeviceOption, JsonOption, StrictBudgetOption, make_folder
 from storyv_lite.cli.reopening import (
     FolderArgument,
@@ -29,6 +25,7 @@ from storyv_lite.cli.reopening import (
     known_journal,
     open_pipeline,
     refuse_unfinished,
+    refuse_unplanned,
     resuming,
 )
 from storyv_lite.errors import ConfigError
@@ -69,8 +66,9 @@ def redraw(
 
     wanted = changed()
     pipeline = open_pipeline(wanted, bundle, device, provider, ram, vram)
+    refuse_unplanned(pipeline, strict_budget)
     target = _branch(folder, branch) if branch else folder
-    resume = resuming(target, bundle, device, provider, keep_going=False)
+    resume = resuming(target, bundle, device, provider, False, strict_budget)
     with ExitStack() as held:
         if branch:
             with writing(folder, resume):
@@ -84,7 +82,7 @@ def redraw(
             wanted.write(folder)
         drawn = StoryboardFolder(target, wanted, pipeline)
         take_over(drawn, retry=False, resumed=False)
-        draw_story(drawn, began, resume, False, as_json, strict_budget)
+        draw_story(drawn, began, resume, keep_going=False, as_json=as_json, strict_budget=strict_budget)
 
 
 def _changed(

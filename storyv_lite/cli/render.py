@@ -25,10 +25,12 @@ from storyv_lite.cli.options import (
     ContextSizeOption,
     DeviceOption,
     ForceOption,
+    GuidanceOption,
     JsonOption,
     KvCacheOption,
     ProviderOption,
     RamOption,
+    StepsOption,
     StrictBudgetOption,
     VramOption,
     free_folder,
@@ -39,6 +41,7 @@ from storyv_lite.cli.reopening import (
     open_pipeline,
     refuse_budget,
     refuse_provider,
+    refuse_unplanned,
     resuming,
 )
 from storyv_lite.errors import BudgetError, ConfigError, OutputError
@@ -72,12 +75,8 @@ def render(
         ),
     ] = "",
     seed: Annotated[int, typer.Option(metavar="N", help="Another number draws the story another way.")] = 0,
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Denoising steps [default: the bundle's].")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(metavar="SCALE", help="Guidance scale [default: the bundle's].")
-    ] = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
     context_size: ContextSizeOption = "",
     kv_cache: KvCacheOption = "",
     device: DeviceOption = "auto",
@@ -86,6 +85,7 @@ def render(
         int,
         typer.Option(
             metavar="N",
+            show_default=False,
             help="Decode pictures in tiles of N cells of latents: less memory, faint seams [default: whole].",
         ),
     ] = 0,
@@ -134,6 +134,7 @@ def render(
         asked = Asked(guidance, tile, context_size or None, kv_cache or None, steps)
         pipeline = open_planned([bundle] if bundle else [], told, budget, asked, device, provider)
         note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
+    refuse_unplanned(pipeline, strict_budget)
     backend = pipeline.backend
     note(f"device: {backend.device}, {backend.provider} ({backend.reason})")
     settings = pipeline.settings(seed, steps, guidance, context_size or None, kv_cache or None)
@@ -144,7 +145,7 @@ def render(
     wanted = new_journal(told, title, pipeline, settings)
     folder = out or (resume and _unfinished(stem, wanted)) or free_folder(stem, Path())
     make_folder(folder, force or resume)
-    resume_command = resuming(folder, bundle or checkpoint, device, provider, keep_going)
+    resume_command = resuming(folder, bundle or checkpoint, device, provider, keep_going, strict_budget)
     with writing(folder, resume_command):
         make_folder(folder, force or resume)  # again: another process may have drawn here meanwhile
         begun = read_journal(folder) if resume else None

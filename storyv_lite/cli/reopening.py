@@ -142,6 +142,15 @@ def refuse_budget(asked: bool) -> None:
         )
 
 
+def refuse_unplanned(pipeline: "StoryPipeline", strict_budget: bool) -> None:
+    """Raise `ConfigError` where memory is to be held to a plan, and there is none."""
+    if strict_budget and pipeline.plan is None:
+        raise ConfigError(
+            f"there is no plan for `{pipeline.backend.provider}`, which `--strict-budget` could hold it to",
+            "leave `--strict-budget` out",
+        )
+
+
 def refuse_provider(provider: str) -> None:
     """Raise `ConfigError` when one is asked for to draw with a checkpoint."""
     if provider not in ("", "auto"):
@@ -151,10 +160,13 @@ def refuse_provider(provider: str) -> None:
         )
 
 
-def resuming(folder: Path, bundle: str, device: str, provider: str, keep_going: bool) -> str:
+def resuming(
+    folder: Path, bundle: str, device: str, provider: str, keep_going: bool, strict_budget: bool
+) -> str:
     """The command that goes on with what is in `folder`."""
     words = ["storyv-lite", "continue", str(folder)]
     words += ["--bundle", bundle] if bundle else []
     for option, asked in (("--device", device), ("--provider", provider)):
         words += [option, asked] if asked not in ("", "auto") else []
+    words += ["--strict-budget"] if strict_budget else []
     return shlex.join([*words, "--keep-going"] if keep_going else words)

@@ -31,3 +31,6 @@ def test_a_narrow_model_of_the_published_shapes_goes_all_the_way(
     assert all(phase["measured_bytes"] for phase in drawn["plan"]["phases"])
     assert "| decode" in told and "stays loaded" in told
     assert (tmp_path / "story" / "frame-02.png").is_file()
+    assert found["plan"]["demand"]["steps"] == drawn["plan"]["demand"]["steps"] == 2
+    assert big_frame.main([str(tmp_path), *asked, "--steps", "3"]) == 2
+    assert "was asked for otherwise" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 from storyv_lite.bundle import Bundle
 from storyv_lite.checkpoint import checkpoint_hash
 from storyv_lite.components import Component, Dimensions
-from storyv_lite.errors import ConfigError
+from storyv_lite.errors import ConfigError, OutputError
 from storyv_lite.export import stored_ranges
 from storyv_lite.export.calibrate import Feed, calibrate, read_stories
 from storyv_lite.export.ranges import ranges_by_parts
@@ -87,16 +87,13 @@ def test_the_three_commands_make_a_bundle_in_8_bits_that_draws(
     tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    done: Callable[..., str],
     run: Callable[..., tuple[int, str, str]],
 ) -> None:
-    def done(*arguments: object) -> str:
-        code, told, err = run(*arguments)
-        assert code == 0, err
-        return told
-
     monkeypatch.chdir(tmp_path)
     done("export", tiny_checkpoint, "--low-memory", "--fp16")
-    told = done("ranges", tiny_checkpoint, "--stories", "1")
+    code, told, err = run("ranges", tiny_checkpoint, "--stories", "1")
+    assert code == 0, err
     name = f"{tiny_checkpoint.name}-ranges.json"
     assert f"next: storyv-lite export {tiny_checkpoint} --low-memory --int8 --ranges {name}" in told
     done("export", tiny_checkpoint, "--low-memory", "--int8", "--ranges", name, "-o", "small")
@@ -207,6 +204,14 @@ def test_a_file_that_is_there_is_kept(tiny_checkpoint: Path, file: Path, refused
     before = file.read_bytes()
     assert "exists" in refused(2, "ranges", tiny_checkpoint, "-o", file)
     assert file.read_bytes() == before
+
+
+def test_a_full_disk_is_told_and_no_half_file_is_left(
+    taken: StoredRanges, tmp_path: Path, small_disk: Callable[[int], Any]
+) -> None:
+    with pytest.raises(OutputError, match="cannot be written"), small_disk(100):
+        save_ranges(tmp_path / "ranges.json", taken)
+    assert not list(tmp_path.iterdir())
 
 
 def test_few_calls_of_a_component_are_kept(
