@@ -18,24 +18,7 @@ from storyv_lite.manifest import Part
 Shapes = dict[str, tuple[int, ...]]
 
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
-IN_PLACE = frozenset(
-    {
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Sigmoid",
-        "Tanh",
-        "Relu",
-        "Clip",
-        "Erf",
-        "Exp",
-        "Sqrt",
-        "Neg",
-        "Pow",
-        "Gelu",
-    }
-)
+IN_PLACE = frozenset("Add Sub Mul Div Sigmoid Tanh Relu Clip Erf Exp Sqrt Neg Pow Gelu".split())
 COUNTS = (1, 2, 4)  # of pictures, characters or evaluations at once
 EIGHTHS = (2, 3, 4, 5, 6, 7, 8)  # of a side, that the decoder's tiles are told for
 
