@@ -39,17 +39,18 @@ def own_bytes(folder: Path, beside: Iterable[Path] = ()) -> int:
     )
 
 
-def measure(place: Path, options: Sequence[str]) -> dict[str, Any]:
+def measure(place: Path, bundle: Path, options: Sequence[str]) -> dict[str, Any]:
     """Bytes of the story and of each branch, by commands as they are typed. Raises `BackendError`."""
     story, whole = place / "story.txt", place / "whole"
     story.write_text("\n".join(PICNIC), encoding="utf-8")
-    _command("render", str(story), "-o", str(whole), *options)
+    chosen = ("--bundle", str(bundle))  # a story does not say where its bundle lies
+    _command("render", str(story), "-o", str(whole), *chosen, *options)
     rows = []
     for frame in range(1, len(PICNIC) + 1):
         for follow in (False, True):
             name = f"{frame}{'-follow' if follow else ''}"
             asked = ["--frame", str(frame), "--branch", name, *(["--follow"] if follow else [])]
-            _command("redraw", str(whole), *asked)
+            _command("redraw", str(whole), *asked, *chosen)
             folder = place / f"whole-{name}"
             rows.append({"frame": frame, "follow": follow, "bytes": own_bytes(folder, [whole])})
             tell(f"branch {name}: {format_bytes(rows[-1]['bytes'])}")
@@ -83,9 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         bundle, _ = find_bundle(asked.bundle)
-        options = ["--bundle", str(bundle), *(["--steps", str(asked.steps)] if asked.steps else [])]
+        options = ["--steps", str(asked.steps)] if asked.steps else []
         with tempfile.TemporaryDirectory() as name:
-            found = measure(Path(name), options)
+            found = measure(Path(name), bundle, options)
     except StoryVError as fault:
         return failed(fault)
     total = sum(row["bytes"] for row in found["branches"])

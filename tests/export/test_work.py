@@ -1,8 +1,10 @@
 """What graphs work in: told from their shapes, close to what is measured, for any size of tiles."""
 
+import json
+import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +78,7 @@ def streamed(checkpoint: Path, place: Path, part_bytes: int | None) -> Variant:
     )
 
 
-def opened(place: Path, variant: Variant, whole: bool) -> Parts:
+def opened(place: Path, files: Sequence[str], whole: bool) -> Parts:
     def load(file: str) -> onnxruntime.InferenceSession:
         options, path = session_options(1), place / file
         options.add_session_config_entry(
@@ -86,7 +88,7 @@ def opened(place: Path, variant: Variant, whole: bool) -> Parts:
             free_size(path.read_bytes()), options, providers=["CPUExecutionProvider"]
         )
 
-    return Parts([partial(load, part.file) for part in variant.parts], ["image"], whole)
+    return Parts([partial(load, file) for file in files], ["image"], whole)
 
 
 def decoded(parts: Parts, latents: Floats) -> Floats:
@@ -109,7 +111,7 @@ def test_a_published_decoder_is_tiled_in_one_part_or_several(checkpoint: Path, t
     latents = np.random.default_rng(0).standard_normal((1, 4, 16, 16)).astype(np.float32)
     pictures: list[tuple[Floats, Floats]] = []
     for name, variant, whole in (("one", one, False), ("cut", several, False), ("cut", several, True)):
-        parts = opened(tmp_path / name, variant, whole)
+        parts = opened(tmp_path / name, [part.file for part in variant.parts], whole)
         asked: list[int] = []
 
         def decode(part: Floats, parts: Parts = parts, asked: list[int] = asked) -> Floats:
@@ -125,7 +127,7 @@ def test_a_published_decoder_is_tiled_in_one_part_or_several(checkpoint: Path, t
             np.testing.assert_array_equal(picture, right)
 
 
-def measured(variant: Variant, place: Path, side: int) -> list[int]:
+def measured(place: Path, file: str, side: int) -> list[int]:
     """Bytes that a session takes in each of its first runs, in a process that does nothing else."""
     return_freed_memory()
 
@@ -136,8 +138,8 @@ def measured(variant: Variant, place: Path, side: int) -> list[int]:
         decoded(parts, np.zeros((1, 4, side, side), np.float32))
         return (take_peak() or 0) - before
 
-    took(opened(place, variant, False), 4)  # what the library keeps
-    parts = opened(place, variant, False)
+    took(opened(place, [file], False), 4)  # what the library keeps
+    parts = opened(place, [file], False)
     return [took(parts, side) for _ in range(3)]  # from the second on all tensors lie in one block
 
 
@@ -146,8 +148,12 @@ def measured(variant: Variant, place: Path, side: int) -> list[int]:
 @pytest.mark.parametrize("side", [12, 16])
 def test_what_is_told_of_a_decoder_is_what_it_takes(side: int, checkpoint: Path, tmp_path: Path) -> None:
     variant = streamed(checkpoint, tmp_path, None)
-    assert variant.work
+    assert variant.work and len(variant.parts) == 1
     told, kept = variant.work[str(side)], 6 * 2**20  # by a session, from its first run on
-    with get_context("spawn").Pool(1) as alone:
-        found = alone.apply(measured, (variant, tmp_path, side))
+    command = [sys.executable, __file__, str(tmp_path), variant.parts[0].file, str(side)]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
     assert 0.8 * told < min(found) and max(found) < 1.25 * told + kept
+
+
+if __name__ == "__main__":
+    print(json.dumps(measured(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))))
