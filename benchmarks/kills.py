@@ -24,7 +24,7 @@ from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_r
 from storyv_lite.benchmarks.measure import PICNIC
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import find_bundle
-from storyv_lite.errors import StoryVError
+from storyv_lite.errors import ConfigError, StoryVError
 from storyv_lite.runtime.journal import JOURNAL
 
 COMMAND = "python -m storyv_lite.benchmarks.kills"
@@ -161,6 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=4, help="denoising steps")
     parser.add_argument("--write", type=Path, default=None, metavar="FILE", help="write the record here, too")
     asked = parser.parse_args(arguments)
+    if not hasattr(signal, "SIGKILL"):
+        return failed(
+            ConfigError("this system has no SIGKILL, which stories are killed with", "run it on Linux")
+        )
     chance = random.Random(asked.seed)
     killed: list[Killed] = []
     kinds, left = ["none", *DAMAGES], asked.kills

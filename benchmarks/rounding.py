@@ -46,7 +46,9 @@ def table(wide: Path, stories: Sequence[dict[str, object]]) -> str:
     from storyv_lite.export.verify import compare
 
     half = min(STORIES, len(stories) // 2)
-    seen, unseen = (calibrate(wide, part, lambda _: None) for part in (stories[:half], stories[half:]))
+    seen, unseen = (
+        calibrate(wide, part, lambda _: None) for part in (stories[:half], stories[half : 2 * half])
+    )
     rows = [["component", "rounding", "cosine", "SNR (dB)"]]
     tokens = Bundle.open(wide, verify=False).model.dimensions.image_tokens
     for component in COMPONENTS:

@@ -22,6 +22,7 @@ from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.coverage import coverage_of
 from storyv_lite.errors import BundleError, OutputError
 from storyv_lite.export.calibrate import (
+    STORIES,
     Calibration,
     Feed,
     activation_ranges,
@@ -103,7 +104,7 @@ def export_checkpoint(
         raise OutputError(f"`{work}` cannot be made: {fault}") from fault
     try:
         export_wide(checkpoint, wide, progress)
-        calibration = calibrate(wide, read_stories(checkpoint), progress)
+        calibration = calibrate(wide, read_stories(checkpoint)[:STORIES], progress)
         more: dict[str, Any] = {}
         if target is not None:
             other, stories = _other_bytes(wide), read_stories(checkpoint)

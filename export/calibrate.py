@@ -28,7 +28,7 @@ from storyv_lite.story import Caption, Story
 Feed = Mapping[str, NDArray[Any]]
 Calibration = Mapping[Component, list[Feed]]
 
-STORIES, FRAMES = 4, 3  # drawn for calibration; activations of more of them look the same
+STORIES, FRAMES = 4, 3  # enough to calibrate with; activations of more of them look the same
 KEPT_FEEDS = 64  # calls kept per component, drawn by lot from all of them
 KEPT_VALUES = 4096  # values of one tensor and one call that its range is chosen from
 SHRINK = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # candidate ranges, as parts of the whole
@@ -49,7 +49,7 @@ def calibrate(
     wanted: Collection[Component] = tuple(Component),
     kept: Collection[Component] | None = None,
 ) -> Calibration:
-    """Inputs of every `wanted` graph while the first stories are drawn with the bundle `wide`.
+    """Inputs of every `wanted` graph while `stories` are drawn with the bundle `wide`.
 
     Of its components `kept` stay loaded; None: all of them.
     Raises `BundleError` when there is no story to draw.
@@ -60,8 +60,8 @@ def calibrate(
     listener = Listener(open_backend("cpu", threads=1), wanted)
     pipeline = StoryPipeline(Bundle.open(wide, verify=False), listener)
     pipeline.model = Model(pipeline.bundle, listener, kept)
-    for index, story in enumerate(stories[:STORIES]):
-        progress(f"draw calibration story {index + 1} of {min(STORIES, len(stories))}")
+    for index, story in enumerate(stories):
+        progress(f"draw calibration story {index + 1} of {len(stories)}")
         captions = tuple(Caption(text) for text in story["captions"][:FRAMES])
         for _ in pipeline.draw(Story(captions), seed=int(story.get("seed", index))):
             pass

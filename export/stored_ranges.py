@@ -38,15 +38,15 @@ def take_ranges(
     checkpoint: Path,
     bundle: Path,
     work: Path,
-    stories: int = STORIES,
+    stories: int | None = None,
     part_bytes: int = PART_BYTES,
     progress: Callable[[str], None] = lambda message: None,
 ) -> StoredRanges:
     """Ranges of what draws: `bundle` draws calibration stories, float32 parts run on what it was fed.
 
-    Components are loaded for each use while stories are drawn. Each part is written to the folder `work` and
-    removed again. Raises `ConfigError` when the bundle was made of another checkpoint, `BundleError` for a
-    faulty checkpoint.
+    `stories` is how many of them, None for as many as an export draws. Components are loaded for each use
+    while stories are drawn. Each part is written to the folder `work` and removed again. Raises
+    `ConfigError` when the bundle was made of another checkpoint, `BundleError` for a faulty checkpoint.
     """
     record = read_checkpoint(checkpoint)
     dims, sha256 = Dimensions(**record["dimensions"]), checkpoint_hash(checkpoint)
@@ -55,7 +55,7 @@ def take_ranges(
             f"`{bundle}` was not made of `{checkpoint}`, whose stories it is to draw",
             hint=f"make one: storyv-lite export {checkpoint} --low-memory --fp16",
         )
-    heard = calibrate(bundle, read_stories(checkpoint)[:stories], progress, DRAWING, kept=())
+    heard = calibrate(bundle, read_stories(checkpoint)[: stories or STORIES], progress, DRAWING, kept=())
     found = {}
     for component in DRAWING:
         feeds = heard[component]

@@ -161,7 +161,7 @@ def drawn(
     Where the module says `DRAWN_WITH`, `day.txt` is drawn in `whole`, with these options.
     """
     place = tmp_path_factory.mktemp("drawn")
-    shutil.copytree(tiny_bundle, place / "bundles/tiny", copy_function=os.link)
+    shutil.copytree(tiny_bundle, place / "bundles/tiny")
     for name, text in request.module.FILES.items():
         (place / name).write_text(text)
     options = getattr(request.module, "DRAWN_WITH", None)

@@ -1,6 +1,7 @@
 """Stories taken up again go on with the provider that drew them, or with the one that is asked for."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def test_another_device_is_another_provider_and_is_said(done: Said) -> None:
     before = lose_the_last_frame("tensorrt-rtx")
     assert "bytes may differ" in done("continue", "whole", "--device", "cpu")
     assert LAST.read_bytes() == before
+
+
+def test_a_provider_asked_for_on_the_way_is_the_one_it_goes_on_with(
+    done: Said, refused: Said, small_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    lose_the_last_frame("tensorrt-rtx")
+    with small_disk(Path("whole/storyboard.png").stat().st_size - 100):
+        assert "cannot be written" in refused(2, "continue", "whole", "--provider", "cpu")
+    done("continue", "whole")
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def take_over(drawn: "StoryboardFolder", retry: bool, resumed: bool) -> None:
 
     now = made_with(drawn.pipeline)
     otherwise = drawn.journal.made_otherwise(now)
-    planned = {name: value for name, value in now.items() if name in ("plan", "ways", "tile")}
-    drawn.journal = replace(drawn.journal, made_with={**drawn.journal.made_with, **planned})
+    kept = {name: value for name, value in now.items() if name in ("provider", "plan", "ways", "tile")}
+    drawn.journal = replace(drawn.journal, made_with={**drawn.journal.made_with, **kept})
     lost = drawn.go_on(retry, resumed)
     if lost:
         names = ", ".join(str(frame + 1) for frame in lost)

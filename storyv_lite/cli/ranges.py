@@ -30,8 +30,11 @@ def ranges(
         typer.Option("-o", "--out", metavar="FILE", help="File to write [default: NAME-ranges.json]."),
     ] = None,
     stories: Annotated[
-        int, typer.Option(metavar="N", min=1, help="How many calibration stories to draw.")
-    ] = 4,
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="How many calibration stories to draw [default: as export does]."
+        ),
+    ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:

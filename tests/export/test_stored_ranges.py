@@ -15,7 +15,7 @@ from storyv_lite.checkpoint import checkpoint_hash
 from storyv_lite.components import Component, Dimensions
 from storyv_lite.errors import ConfigError, OutputError
 from storyv_lite.export import stored_ranges
-from storyv_lite.export.calibrate import Feed, calibrate, read_stories
+from storyv_lite.export.calibrate import STORIES, Feed, calibrate, read_stories
 from storyv_lite.export.ranges import ranges_by_parts
 from storyv_lite.export.stored_ranges import StoredRanges, load_ranges, save_ranges, take_ranges
 from storyv_lite.export.stream import stream_component
@@ -226,6 +226,13 @@ def test_few_calls_of_a_component_are_kept(
     monkeypatch.setattr(stored_ranges, "ranges_by_parts", counted)
     take_ranges(tiny_checkpoint, tiny_bundle, tmp_path / "work", stories=3)
     assert counts and max(counts) <= stored_ranges.CALLS
+
+
+def test_as_many_stories_are_drawn_as_are_asked_for(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
+    told: list[str] = []
+    stories = read_stories(tiny_checkpoint)[:1] * (STORIES + 1)
+    calibrate(tiny_bundle, stories, told.append, [UNET])
+    assert told[-1] == f"draw calibration story {STORIES + 1} of {STORIES + 1}"
 
 
 def test_other_ranges_begin_an_export_anew(
