@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from storyv_lite.bundle import part_entry
+from storyv_lite.bundle import part_entry, refuse_taken
 from storyv_lite.checkpoint import WEIGHTS, describe, read_checkpoint
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.coverage import coverage_of
@@ -93,8 +93,7 @@ def export_checkpoint(
     record = read_checkpoint(checkpoint)
     describe(checkpoint, record)  # what is unfinished is told before anything is traced
     sweep(out)  # first: it may bring a bundle back that nobody asked to replace
-    if out.exists() and not force:
-        raise OutputError(f"`{out}` exists", hint="choose another place with `--out`, or pass `--force`")
+    refuse_taken(out, force)
     check_space(out, checkpoint)
     work = out.with_name(f".{out.name}.partial-{os.getpid()}")
     bundle, wide = work / "bundle", work / "fp32"
@@ -144,7 +143,7 @@ def check_space(out: Path, checkpoint: Path) -> None:
     if free < needed:
         raise OutputError(
             f"`{place}` has {format_bytes(free)} free; export needs about {format_bytes(needed)}",
-            hint="choose another place with `--out`",
+            hint="name another folder with `-o`",
         )
 
 

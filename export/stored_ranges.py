@@ -5,6 +5,7 @@ drawn and listened to in `calibrate`.
 """
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def take_ranges(
     if Bundle.open(bundle, verify=False).provenance.get("checkpoint_sha256") != sha256:
         raise ConfigError(
             f"`{bundle}` was not made of `{checkpoint}`, whose stories it is to draw",
-            hint=f"make one: storyv-lite export {checkpoint} --low-memory --fp16",
+            hint=f"make one: storyv-lite export {shlex.quote(str(checkpoint))} --low-memory --fp16",
         )
     heard = calibrate(bundle, read_stories(checkpoint)[: stories or STORIES], progress, DRAWING, kept=())
     found = {}
@@ -79,6 +80,7 @@ def save_ranges(path: Path, stored: StoredRanges) -> None:
 
 def load_ranges(path: Path) -> StoredRanges:
     """Read what `save_ranges` wrote. Raises `BundleError`."""
+    command = shlex.join(["storyv-lite", "ranges", "-o", str(path)])
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
@@ -89,12 +91,12 @@ def load_ranges(path: Path) -> StoredRanges:
         }
         return StoredRanges(str(content["checkpoint_sha256"]), int(content["latent_size"]), components)
     except FileNotFoundError:
-        raise BundleError(f"`{path}` is missing", hint=f"take ranges: storyv-lite ranges -o {path}") from None
+        raise BundleError(f"`{path}` is missing", hint=f"take ranges: {command}") from None
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as fault:
         reason = f"lacks {fault}" if isinstance(fault, KeyError) else str(fault)
         raise BundleError(
             f"`{path}` holds no ranges of activations: {reason}",
-            hint=f"take ranges: storyv-lite ranges -o {path} --force",
+            hint=f"take ranges: {command} --force",
         ) from fault
 
 

@@ -104,7 +104,7 @@ def check_space(place: Path, needed: int) -> None:
     if (free := shutil.disk_usage(exists).free) < needed:
         raise OutputError(
             f"`{exists}` has {format_bytes(free)} free; export needs about {format_bytes(needed)}",
-            hint="choose another place with `--out`",
+            hint="name another folder with `-o`",
         )
 
 

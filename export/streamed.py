@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from storyv_lite import __version__
-from storyv_lite.bundle import hash_file, part_entry
+from storyv_lite.bundle import hash_file, part_entry, refuse_taken
 from storyv_lite.checkpoint import TOKEN_ROWS, describe, embedding_scale, read_checkpoint
 from storyv_lite.components import Component, Dimensions
 from storyv_lite.coverage import Stored, coverage_of
@@ -62,8 +62,7 @@ def stream_checkpoint(
     work = out.with_name(f".{out.name}.streamed")
     if (work / OLD).exists() and not out.exists():  # killed between two renames
         (work / OLD).rename(out)
-    if out.exists() and not force:
-        raise OutputError(f"`{out}` exists", hint="choose another place with `--out`, or pass `--force`")
+    refuse_taken(out, force)
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as fault:

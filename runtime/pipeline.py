@@ -246,7 +246,8 @@ class StoryPipeline:
     def check(self, story: Story, settings: Settings | None = None) -> None:
         """Raise `StoryError` naming every frame whose caption the model cannot read whole; nothing is cut.
 
-        Raises `ConfigError` when the context of `settings` has no room for a frame and the one before it.
+        Raises `ConfigError` when the context of `settings` has no room for a frame and the one before it, or
+        for steps that the sampler does not take.
         """
         if not story.captions:
             raise StoryError("the story has no captions", hint="write one sentence per frame")
@@ -258,7 +259,10 @@ class StoryPipeline:
                 f"the model reads {limit} tokens per caption: {', '.join(long)}",
                 hint="make the caption shorter, or split it into two sentences",
             )
-        if settings is not None and settings.context_tokens is not None:
+        if settings is None:
+            return
+        self._table(settings)  # steps that the sampler does not take
+        if settings.context_tokens is not None:
             check_room(self.model, story.captions, settings.context_tokens, settings.kv_cache)
 
     def limits(self, settings: Settings) -> Context:

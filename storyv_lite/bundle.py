@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from storyv_lite.components import Component, Signature
-from storyv_lite.errors import BundleError
+from storyv_lite.errors import BundleError, OutputError
 from storyv_lite.manifest import (
     Character,
     Degraded,
@@ -145,9 +145,13 @@ def find_bundle(name_or_path: str | Path | None = None, folder: Path | None = No
         for place in places:
             if (place / MANIFEST).is_file():
                 return place, "asked for"
+        names = sorted(
+            {file.parent.name for place in places[1:] for file in place.parent.glob(f"*/{MANIFEST}")}
+        )
         raise BundleError(
             f"`{name_or_path}` is no bundle: there is no `{here / name_or_path / MANIFEST}`",
-            hint="name a folder that `storyv-lite export` wrote",
+            hint="name a folder that `storyv-lite export` wrote"
+            + (f", or one of these: {', '.join(names)}" if names else ""),
         )
     manifests = list(written.glob(f"*/{MANIFEST}"))
     if manifests:
@@ -159,6 +163,18 @@ def find_bundle(name_or_path: str | Path | None = None, folder: Path | None = No
         "there is no bundle in `./bundles` and none ships with this installation",
         hint="make one with `storyv-lite train` and then `storyv-lite export --int4`",
     )
+
+
+def refuse_taken(out: Path, force: bool) -> None:
+    """Raise `OutputError` where no bundle can be put in place; `force` replaces one, and nothing else."""
+    if not out.exists() or (force and (out / MANIFEST).is_file()):
+        return
+    if not force:
+        raise OutputError(f"`{out}` exists", "name another folder with `-o`, or give `--force`")
+    if not out.is_dir() or any(out.iterdir()):
+        raise OutputError(
+            f"`{out}` is no bundle, and `--force` replaces only a bundle", "name another folder with `-o`"
+        )
 
 
 def hash_file(path: Path) -> str:

@@ -39,6 +39,11 @@ _TRAIN = "storyv-lite train"
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
     """The content of `folder/checkpoint.json`; raises `BundleError` when it is missing, damaged or newer."""
+    if not (folder / RECORD).is_file():
+        raise BundleError(
+            f"`{folder}` is no checkpoint: there is no `{folder / RECORD}`",
+            hint="name a folder that `storyv-lite train` wrote",
+        )
     content = read_json(folder / RECORD)
     if content.get("schema") != SCHEMA:
         raise BundleError(

@@ -8,6 +8,7 @@ for `onnx` of the same component in the same bundle.
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -118,7 +119,7 @@ def refuse(component: Component, scheme: str, reason: str) -> BackendError:
 
 
 def rebuild_command(bundle: Bundle) -> str:
-    return f"storyv-lite export {bundle.path} --target tensorrt --force"
+    return f"storyv-lite export {shlex.quote(str(bundle.path))} --target tensorrt --force"
 
 
 def _numbers(capability: str) -> tuple[int, ...]:

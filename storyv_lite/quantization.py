@@ -155,6 +155,9 @@ PRESETS: Mapping[str, str] = {
 }
 
 
+_SPELLING = "write it like `--scheme unet=int4,llm=int8`"
+
+
 def plan(schemes: str) -> Mapping[Component, QuantScheme]:
     """The scheme of every graph of a bundle.
 
@@ -165,16 +168,22 @@ def plan(schemes: str) -> Mapping[Component, QuantScheme]:
     for item in filter(None, (part.strip() for part in _spelled_out(schemes).split(","))):
         component, _, name = item.rpartition("=")
         if name not in SCHEMES:
-            raise ConfigError(f"`{name}` is no quantization scheme; there are {', '.join(SCHEMES)}")
+            raise ConfigError(
+                f"`{name}` is no quantization scheme; there are {', '.join(SCHEMES)}", _SPELLING
+            )
         if not component:
             chosen |= SCHEMES[name]
             continue
         known = ALIASES.get(component, component)
         if known not in list(_INT8):
             words = ", ".join([*ALIASES, *_INT8])
-            raise ConfigError(f"`{component}` is no component that is quantized; there are {words}")
+            raise ConfigError(
+                f"`{component}` is no component that is quantized; there are {words}", _SPELLING
+            )
         if known not in SCHEMES[name]:
-            raise ConfigError(f"`{name}` is for {', '.join(SCHEMES[name])}; `{known}` cannot be stored so")
+            raise ConfigError(
+                f"`{name}` is for {', '.join(SCHEMES[name])}; `{known}` cannot be stored so", _SPELLING
+            )
         chosen[Component(known)] = SCHEMES[name][Component(known)]
     return chosen
 

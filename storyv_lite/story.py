@@ -6,6 +6,7 @@ Whatever is wrong with a file is told at once, each fault with its line.
 
 import json
 import re
+import shlex
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -126,8 +127,8 @@ def parse(text: str, name: str, suffix: str = "") -> Story:
         shown = faults[:SHOWN_FAULTS]
         if len(faults) > SHOWN_FAULTS:
             shown.append(f"and {len(faults) - SHOWN_FAULTS} more")
-        what = shown[0] if len(faults) == 1 else "".join(f"\n  {fault}" for fault in shown)
-        raise StoryError(f"{name} cannot be read as a story: {what}", _format_hint(suffix))
+        what = f" {shown[0]}" if len(faults) == 1 else "".join(f"\n  {fault}" for fault in shown)
+        raise StoryError(f"{name} cannot be read as a story:{what}", _format_hint(suffix))
     if not draft.captions:
         raise StoryError(f"{name} holds no sentence, and at least one is needed", _format_hint(suffix))
     return Story(tuple(caption for _, caption in draft.captions), draft.title, draft.takes)
@@ -332,8 +333,12 @@ def _decode(data: bytes, name: str) -> str:
 
 
 def _example(path: Path) -> str:
+    """A command that works where the user is."""
     siblings = sorted(path.glob("*.txt")) if path.is_dir() else []
-    return f"storyv-lite render {siblings[0] if siblings else 'examples/picnic.txt'}"
+    found = siblings[0] if siblings else Path("examples/picnic.txt")
+    if found.is_file():
+        return shlex.join(["storyv-lite", "render", str(found)])
+    return 'echo "Milo is waving." | storyv-lite render -'
 
 
 def _format_hint(suffix: str) -> str:

@@ -11,9 +11,17 @@ from typing import Any
 import pytest
 
 from storyv_lite import bundle as bundles
-from storyv_lite.bundle import Bundle, component_entry, file_entry, find_bundle, part_entry, write_manifest
+from storyv_lite.bundle import (
+    Bundle,
+    component_entry,
+    file_entry,
+    find_bundle,
+    part_entry,
+    refuse_taken,
+    write_manifest,
+)
 from storyv_lite.components import Component, Dimensions, signature
-from storyv_lite.errors import BundleError
+from storyv_lite.errors import BundleError, OutputError
 from storyv_lite.manifest import Variant
 
 DIMENSIONS = Dimensions(32, 4, 8, 16, 32, 32, 104, 64, 2, 2, 32, 128, 4, 2)
@@ -250,8 +258,21 @@ def test_the_bundle_asked_for_is_found_by_path_and_by_name(folder: Path) -> None
     here = folder.parents[1]
     assert find_bundle(folder, here) == (folder, "asked for")
     assert find_bundle("little", here)[0] == folder
-    with pytest.raises(BundleError, match="`large` is no bundle"):
+    with pytest.raises(BundleError, match="`large` is no bundle") as caught:
         find_bundle("large", here)
+    assert caught.value.hint.endswith("or one of these: little, toon")
+
+
+def test_force_replaces_a_bundle_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    refuse_taken(tmp_path / "new", force=False)
+    refuse_taken(folder, force=True)
+    with pytest.raises(OutputError, match="exists"):
+        refuse_taken(folder, force=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
+    for other in (tmp_path / "mine", tmp_path / "mine" / "letter.txt"):
+        with pytest.raises(OutputError, match="is no bundle"):
+            refuse_taken(other, force=True)
 
 
 def test_without_a_wish_the_newest_of_the_folder_is_taken(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line as a whole: help, the form of errors, exit codes, and the short commands."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,12 +13,16 @@ import pytest
 
 from storyv_lite import __version__, errors
 from storyv_lite.bundle import Bundle
+from storyv_lite.cli.drawing import writing
 from storyv_lite.cli.export import say_quality
 
 Run = Callable[..., tuple[int, str, str]]
+Said = Callable[..., str]
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = tuple("render redraw continue train export characters inspect eval bench doctor data".split())
+COMMANDS = tuple(
+    "render redraw continue plan train export ranges characters inspect eval bench doctor data".split()
+)
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +81,62 @@ def test_every_error_class_has_the_exit_code_that_its_tree_shows() -> None:
 def test_an_error_is_one_message_a_blank_line_and_a_hint_on_stderr(run: Run) -> None:
     code, out, err = run("render", "none.txt")
     assert (code, out) == (2, "")
-    assert err == "error: there is no file `none.txt`\n\nhint: storyv-lite render examples/picnic.txt\n"
+    assert err == (
+        'error: there is no file `none.txt`\n\nhint: echo "Milo is waving." | storyv-lite render -\n'
+    )
+
+
+def test_the_example_that_a_hint_names_is_there(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "picnic.txt").touch()
+    assert run("render", "none.txt")[2].endswith("hint: storyv-lite render examples/picnic.txt\n")
+    (tmp_path / "my stories").mkdir()
+    (tmp_path / "my stories" / "a.txt").touch()
+    assert run("render", "my stories")[2].endswith("hint: storyv-lite render 'my stories/a.txt'\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("continue", "a b"), "storyv-lite render STORY -o 'a b'"),
+        (("characters", "--sheet", "a b/cast.png"), "mkdir -p 'a b'"),
+    ],
+)
+def test_a_command_in_a_hint_holds_a_name_with_a_blank_together(
+    arguments: tuple[str, ...], hint: str, refused: Said
+) -> None:
+    assert refused(2, *arguments).endswith(f"hint: {hint}\n")
+
+
+def test_every_story_a_plan_may_take_is_named_once_in_its_help(run: Run) -> None:
+    assert "[[" not in run("plan", "--help")[1]
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, refused: Said
+) -> None:
+    refusal = refused(2, "bench", "--record", tmp_path, "--force")
+    assert "is a folder, and a file is needed" in refusal and "--force" not in refusal
+    if sys.platform == "linux":  # there nobody can write into /proc
+        assert "`/proc/record.json` cannot be written" in refused(2, "bench", "--record", "/proc/record.json")
+
+
+def test_what_keeps_a_folder_from_being_written_decides_what_helps(tmp_path: Path) -> None:
+    for number, helps in ((errno.EACCES, "make it writable"), (errno.ENOSPC, "make room")):
+        with pytest.raises(errors.OutputError) as caught, writing(tmp_path, "again"):
+            raise OSError(number, os.strerror(number))
+        assert caught.value.hint.startswith(helps)
+
+
+def test_a_checkpoint_that_is_not_there_is_named_by_every_command(refused: Said) -> None:
+    commands = (("export", "none"), ("ranges", "none"), ("eval", "--checkpoint", "none"))
+    for command in commands:
+        assert "`none` is no checkpoint" in refused(4, *command)
+
+
+@pytest.mark.parametrize("scheme", ["unet", "unet=int3", "sofa=int4", "token_embedding=int4"])
+def test_a_misspelt_scheme_comes_with_one_that_is_right(scheme: str, refused: Said) -> None:
+    assert "hint: write it like `--scheme unet=int4,llm=int8`" in refused(2, "export", "--scheme", scheme)
 
 
 @pytest.mark.parametrize(

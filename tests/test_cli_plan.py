@@ -62,6 +62,7 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_written(refuse
         (("plan", "--ram", "much"), 2, "`much` is not a size"),
         (("plan", "--vram", "4GB", "--device", "cpu"), 2, "`--vram` is for a GPU"),
         (("plan", "day.txt", "--frames", "3"), 2, "its own number of frames"),
+        (("plan", "--steps", "0"), 2, "0 steps were asked for"),
         (("plan", "--tile", "2"), 2, "2 cells of latents"),
         (("render", "day.txt", "--tile", "2"), 2, "2 cells of latents"),
         (("render", "day.txt", "--checkpoint", "toon", "--ram", "4GB"), 2, "a memory plan is for a bundle"),
@@ -71,6 +72,10 @@ def test_what_makes_no_sense_is_refused(
     arguments: tuple[str, ...], code: int, message: str, refused: Said
 ) -> None:
     assert message in refused(code, *arguments)
+
+
+def test_a_plan_of_no_frames_is_refused(run: Run) -> None:
+    assert run("plan", "--frames", "0")[0] == 2
 
 
 def test_a_budget_is_obeyed_and_recorded_and_changes_no_picture(answer: Answer) -> None:

@@ -277,6 +277,13 @@ def test_a_branch_shares_what_it_does_not_change_and_leaves_the_story_alone(
     assert {file.name: file.read_bytes() for file in Path("whole").iterdir()} == before
 
 
+def test_a_branch_that_is_there_is_kept_and_another_name_is_asked_for(refused: Said) -> None:
+    Path("whole-other").mkdir()
+    Path("whole-other/note.txt").touch()
+    said = refused(2, "redraw", "whole", "--frame", "1", "--branch", "other")
+    assert "another name with `--branch`" in said and "-o" not in said.split("hint: ")[1]
+
+
 def test_ten_branches_take_less_room_than_three_copies_of_the_story(done: Said) -> None:
     for frame in range(1, 6):
         done("redraw", "whole", "--frame", frame, "--branch", frame)
@@ -360,6 +367,7 @@ def test_names_get_another_digit_whenever_that_was_interrupted() -> None:
         (("redraw", "whole", "--frame", "1", "--frame", "2", "--caption", "Milo waves."), 2, "one caption"),
         (("redraw", "whole", "--frame", "1", "--caption", "x" * 2000), 2, "2,000 characters"),
         (("redraw", "whole", "--frame", "1", "--caption", "Milo waves and " * 30), 2, "frame 1 needs"),
+        (("redraw", "whole", "--frame", "1", "--caption", ""), 2, '--caption "Luna is waving."'),
         (("redraw", "whole", "--frame", "1", "--bundle", "none"), 4, "is no bundle"),
         (("redraw", "whole", "--frame", "1", "--provider", "none"), 5, "`none` is no provider"),
         (("continue", "whole", "--provider", "none"), 5, "`none` is no provider"),

@@ -116,7 +116,7 @@ def refuse_other_model(config: TrainConfig, out: Path) -> None:
     for key in ("seed", "model"):
         if old.get("train_config", content)[key] != content[key]:
             raise ConfigError(
-                f"`{out}` holds a checkpoint with another `{key}`", hint="choose another folder with --out"
+                f"`{out}` holds a checkpoint with another `{key}`", hint="name another folder with `-o`"
             )
 
 
@@ -150,7 +150,7 @@ def describe(config: TrainConfig, out: Path) -> None:
     except OSError as fault:
         reason = (fault.strerror or str(fault)).lower()
         raise OutputError(
-            f"`{out}` cannot be written: {reason}", hint="choose another folder with --out"
+            f"`{out}` cannot be written: {reason}", hint="name another folder with `-o`"
         ) from fault
     _write_cast(out)
     write_json(out / "vocabulary.json", corpus.vocabulary())

@@ -46,11 +46,7 @@ class OrtBackend:
     def __init__(self, provider: str = "cpu", reason: str = "asked for", threads: int | None = None) -> None:
         """`provider` is one of `providers.PROVIDERS`. Raises `BackendError` when it does not work here."""
         ort.set_default_logger_severity(4)  # what matters is raised; the rest would spoil the progress line
-        if fault := providers.problem(provider):
-            raise BackendError(
-                f"`{provider}` was asked for and does not work: {fault}",
-                hint=f"draw with `--device cpu`, or {providers.INSTALL[provider]} where there is a GPU",
-            )
+        providers.check(provider)
         self.threads = threads or min(usable_cores(), MAX_THREADS)
         self.device, self.reason = "cpu" if provider == "cpu" else "cuda", reason
         self.provider, self._asked = providers.PROVIDERS[provider], provider

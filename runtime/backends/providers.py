@@ -9,6 +9,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from storyv_lite.errors import BackendError
 from storyv_lite.optional import installed
 from storyv_lite.runtime.backends import driver
 
@@ -78,6 +79,16 @@ def problem(provider: str) -> str:
     except Exception as fault:  # the library has no common error class
         return f"it does not load: {(str(fault) or type(fault).__name__).splitlines()[0]}"
     return "" if found == PROVIDERS[provider] else "its libraries do not load"
+
+
+def check(provider: str, asked: str = "") -> None:
+    """Raise `BackendError` when a provider cannot be used here; `asked` is what needs it, if not itself."""
+    if fault := problem(provider):
+        name = asked or provider
+        raise BackendError(
+            f"`{name}` was asked for and does not work: {fault}",
+            hint=f"draw with `--device cpu`, or {INSTALL[name]} where there is a GPU",
+        )
 
 
 def nodes_by_provider(session: ort.InferenceSession) -> dict[str, int]:

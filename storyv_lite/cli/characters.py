@@ -19,6 +19,8 @@ def characters(
     as_json: JsonOption = False,
 ) -> None:
     """List the characters and the words a bundle knows."""
+    if sheet is not None:
+        check_file(sheet, force)
     path, why = find_bundle(bundle or None)
     opened = Bundle.open(path)
     note(f"bundle: {path} ({why})")
@@ -28,7 +30,6 @@ def characters(
         if words := opened.vocabulary.get(kind):
             say(f"{kind}: {', '.join(words)}")
     if sheet is not None:
-        check_file(sheet, force)
         _draw(opened, sheet)
         say(f"wrote {sheet}")
     if opened.characters:

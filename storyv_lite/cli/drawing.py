@@ -3,7 +3,9 @@
 Knows messages; what is pending is the journal's business, files are `StoryboardFolder`'s.
 """
 
+import errno
 import json
+import shlex
 import signal
 import threading
 import time
@@ -46,10 +48,12 @@ def writing(folder: Path, resume: str) -> Iterator[None]:
             yield
     except OSError as fault:
         reason = (fault.strerror or str(fault)).lower()
+        forbidden = fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        help = "make it writable" if forbidden else "make room"
         begun = (folder / JOURNAL).is_file()
         raise OutputError(
             f"`{folder}` cannot be written: {reason}",
-            f"make room, then: {resume}" if begun else "make room, or name another folder with `-o`",
+            f"{help}, then: {resume}" if begun else f"{help}, or name another folder with `-o`",
         ) from fault
 
 
@@ -108,7 +112,7 @@ def draw_story(
     sheet = "" if drawn.journal.branch_of else f"{SHEET}, "
     say(f"wrote {folder}: {frames}, {sheet}{PAGE}, story.json")
     say(f"{seconds(receipt['seconds'])}{f', {format_bytes(peak)} of memory at most' if peak else ''}")
-    say(f"next: open {folder / PAGE}{after}")
+    say(f"next: open {shlex.quote(str(folder / PAGE))}{after}")
     if as_json:
         say_json({"folder": str(folder), **receipt})
     _refuse_failed(folder, receipt["frames"])
@@ -169,7 +173,7 @@ def _refuse_failed(folder: Path, records: list[dict[str, Any]]) -> None:
     if failed:
         raise FrameError(
             f"{len(failed)} of {len(records)} frames could not be drawn: {', '.join(failed)}",
-            f"draw one another way: storyv-lite redraw {folder} --frame N --seed N",
+            f"draw one another way: storyv-lite redraw {shlex.quote(str(folder))} --frame N --seed N",
         )
 
 

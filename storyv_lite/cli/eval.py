@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from storyv_lite.checkpoint import read_checkpoint
 from storyv_lite.cli.console import note, progress, say, say_json
 from storyv_lite.cli.options import (
     BundleOption,
@@ -92,6 +93,8 @@ def evaluate(
     """Draw unseen stories of the cartoon world and judge the pictures."""
     if bundle and checkpoint:
         raise ConfigError("`--bundle` and `--checkpoint` exclude each other", hint="give one of them")
+    if checkpoint:
+        read_checkpoint(checkpoint)  # before its judge is looked for
     if record is not None:
         check_file(record, force)
     for module in ("torch", "transformers", "diffusers", "skia"):

@@ -1,5 +1,6 @@
 """`storyv-lite export`: a checkpoint becomes a bundle that draws without a training framework."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -97,7 +98,7 @@ def export(
         if target == "onnx" or any(presets.values()) or scheme or aims or out or allow_degraded:
             raise ConfigError(
                 f"`{checkpoint}` is a bundle: it can get engines, and nothing else can be made of it",
-                hint=f"storyv-lite export {checkpoint} --target tensorrt",
+                hint=f"storyv-lite export {shlex.quote(str(checkpoint))} --target tensorrt",
             )
         _add_engines(checkpoint, target, force, as_json)
         return
@@ -163,7 +164,8 @@ def export(
     told = say_quality(bundle)
     _say_engines(engines)
     provider = f" --provider {builder.name}" if builder else ""
-    say(f"next: storyv-lite render STORY.txt{f' --bundle {folder}' if out else ''}{provider}")
+    drawn_with = f" --bundle {shlex.quote(str(folder))}" if out else ""
+    say(f"next: storyv-lite render STORY.txt{drawn_with}{provider}")
     if as_json:
         sizes = {"bytes": bundle.total_bytes, "scheme": schemes, "engines": _records(engines)}
         say_json({"bundle": str(folder), "checkpoint": str(checkpoint), **sizes, **told})
@@ -203,7 +205,7 @@ def _add_engines(folder: Path, target: str, force: bool, as_json: bool) -> None:
     with progress() as show:
         engines = add_engines(folder, builder, None, force, show)
     _say_engines(engines)
-    say(f"next: storyv-lite render STORY.txt --bundle {folder} --provider {builder.name}")
+    say(f"next: storyv-lite render STORY.txt --bundle {shlex.quote(str(folder))} --provider {builder.name}")
     if as_json:
         say_json(
             {"bundle": str(folder), "bytes": Bundle.open(folder).total_bytes, "engines": _records(engines)}

@@ -78,9 +78,7 @@ def make_folder(folder: Path, force: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = holds_something(folder)
-        probe = folder / ".storyv-lite-probe"
-        probe.touch()
-        probe.unlink()
+        _probe(folder)
     except (FileExistsError, NotADirectoryError) as fault:
         raise OutputError(
             f"`{folder}` is a file, and a folder is needed", "name another with `-o`"
@@ -100,11 +98,25 @@ def holds_something(folder: Path) -> bool:
 
 
 def check_file(file: Path, force: bool) -> None:
-    """Raise `OutputError` when a file to be written exists or has no folder to stand in."""
-    if file.is_dir() or (file.exists() and not force):
+    """Raise `OutputError` when a file to be written is there, is a folder, or cannot be written there."""
+    if file.is_dir():
+        raise OutputError(f"`{file}` is a folder, and a file is needed", "name another file")
+    if file.exists() and not force:
         raise OutputError(f"`{file}` exists", "name another file, or give `--force`")
     if not file.parent.is_dir():
-        raise OutputError(f"there is no folder `{file.parent}`", f"mkdir -p {file.parent}")
+        raise OutputError(f"there is no folder `{file.parent}`", f"mkdir -p {shlex.quote(str(file.parent))}")
+    try:
+        _probe(file.parent)
+    except OSError as fault:
+        reason = (fault.strerror or str(fault)).lower()
+        raise OutputError(f"`{file}` cannot be written: {reason}", "name another file") from fault
+
+
+def _probe(folder: Path) -> None:
+    """Raise `OSError` when no file can be written into `folder`."""
+    probe = folder / ".storyv-lite-probe"
+    probe.touch()
+    probe.unlink()
 
 
 def command_line(command: str, options: Mapping[str, object]) -> str:

@@ -31,7 +31,7 @@ SENTENCES = ("Milo is standing in the meadow with a cake.", "She is holding a ba
 
 def plan(
     story: Annotated[
-        str, typer.Argument(metavar="[STORY]", help="Story to plan for [default: sentences of usual length].")
+        str, typer.Argument(metavar="STORY", help="Story to plan for [default: sentences of usual length].")
     ] = "",
     bundle: Annotated[
         list[str] | None,
@@ -43,11 +43,9 @@ def plan(
     ram: RamOption = "",
     vram: VramOption = "",
     frames: Annotated[
-        int,
-        typer.Option(
-            metavar="N", min=0, show_default=False, help="Without a story: how many frames [default: 5]."
-        ),
-    ] = 0,
+        int | None,
+        typer.Option(metavar="N", min=1, help="Without a story: how many frames [default: 5]."),
+    ] = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     tile: Annotated[

@@ -1,5 +1,6 @@
 """`storyv-lite ranges`: what 8 bits of what draws need to know, taken within little memory."""
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -64,6 +65,7 @@ def ranges(
     counts = {str(component): len(found) for component, found in taken.components.items()}
     told = ", ".join(f"{count} of {component}" for component, count in counts.items())
     say(f"wrote {file} (ranges: {told})")
-    say(f"next: storyv-lite export {checkpoint} --low-memory --int8 --ranges {file}")
+    names = [shlex.quote(str(path)) for path in (checkpoint, file)]
+    say(f"next: storyv-lite export {names[0]} --low-memory --int8 --ranges {names[1]}")
     if as_json:
         say_json({"ranges": str(file), "checkpoint": str(checkpoint), "tensors": counts})

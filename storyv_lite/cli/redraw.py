@@ -28,7 +28,7 @@ from storyv_lite.cli.reopening import (
     refuse_unplanned,
     resuming,
 )
-from storyv_lite.errors import ConfigError
+from storyv_lite.errors import ConfigError, OutputError, StoryError
 from storyv_lite.story import Caption, parse
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ def redraw(
             metavar="N", min=0, help="Seed of the frame [default: the next; with --caption its own]."
         ),
     ] = None,
-    caption: Annotated[str, typer.Option(metavar="TEXT", help="What the frame shall show instead.")] = "",
+    caption: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the frame shall show instead.")
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Draw all frames after it again, too.")] = False,
     branch: Annotated[
         str, typer.Option(metavar="NAME", help="Leave FOLDER as it is and write FOLDER-NAME.")
@@ -73,7 +75,7 @@ def redraw(
         if branch:
             with writing(folder, resume):
                 wanted = replace(changed(), branch_of=Path(os.path.abspath(folder)).name)
-                make_folder(target, force=False)
+                _make_branch(target)
                 held.enter_context(writing(target, resume))
                 StoryboardFolder(target, wanted, pipeline).branch(folder)
         else:
@@ -86,7 +88,7 @@ def redraw(
 
 
 def _changed(
-    folder: Path, journal: "Journal", frames: list[int], seed: int | None, caption: str, follow: bool
+    folder: Path, journal: "Journal", frames: list[int], seed: int | None, caption: str | None, follow: bool
 ) -> "Journal":
     """The journal with the takes that are asked for. Raises what is wrong with the wish."""
     from storyv_lite.runtime.takes import redrawn
@@ -98,9 +100,9 @@ def _changed(
             raise ConfigError(
                 f"there is no frame {number} in `{folder}`", f"it has frames 1 to {len(captions)}"
             )
-    if caption and len(set(frames)) > 1:
+    if caption is not None and len(set(frames)) > 1:
         raise ConfigError("one caption is for one frame", "give `--frame` once")
-    text = parse(json.dumps([caption]), "the caption", ".json").captions[0].text if caption else ""
+    text = "" if caption is None else _sentence(caption)
     changes = {}
     for place in (number - 1 for number in frames):
         own = captions[place].seed
@@ -108,6 +110,20 @@ def _changed(
         new = own if text and seed is None else following if seed is None else seed
         changes[place] = Caption(text or captions[place].text, new)
     return journal.retold(redrawn(journal.story.order, changes, follow))
+
+
+def _sentence(caption: str) -> str:
+    try:
+        return parse(json.dumps([caption]), "`--caption`", ".json").captions[0].text
+    except StoryError as fault:
+        raise StoryError(fault.message, 'write it like `--caption "Luna is waving."`') from fault
+
+
+def _make_branch(target: Path) -> None:
+    try:
+        make_folder(target, force=False)
+    except OutputError as taken:
+        raise OutputError(taken.message, "give the branch another name with `--branch`") from taken
 
 
 def _branch(folder: Path, name: str) -> Path:

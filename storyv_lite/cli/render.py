@@ -4,6 +4,7 @@ Knows options and where to draw; what is said while drawing is `drawing`'s busin
 """
 
 import glob
+import shlex
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -190,7 +191,8 @@ def _planned_so(begun: "Journal", budget: "Budget", tile: int) -> bool:
 def _refuse_other(folder: Path, begun: "Journal", wanted: "Journal") -> None:
     differences = begun.differences(wanted)
     if differences:
+        command = shlex.join(["storyv-lite", "continue", str(folder)])
         raise OutputError(
             f"`{folder}` was begun otherwise: {'; '.join(differences)}",
-            f"go on as it was begun: storyv-lite continue {folder}; or name another folder with `-o`",
+            f"go on as it was begun: {command}; or name another folder with `-o`",
         )

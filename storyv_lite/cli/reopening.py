@@ -51,7 +51,7 @@ def known_journal(folder: Path) -> "Journal":
     if journal is None:
         raise OutputError(
             f"`{folder}` holds no story that `storyv-lite render` has drawn",
-            f"storyv-lite render STORY -o {folder}",
+            f"storyv-lite render STORY -o {shlex.quote(str(folder))}",
         )
     return journal
 

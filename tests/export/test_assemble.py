@@ -31,6 +31,7 @@ from storyv_lite.export.capture import load_graph, save_graph
 from storyv_lite.export.mixed import Target
 from storyv_lite.export.specs import GRAPHS, dummy_inputs
 from storyv_lite.export.story_parity import ssim
+from storyv_lite.export.streamed import stream_checkpoint
 from storyv_lite.export.verify import LIMITS, compare, failures, refuse, save_cases, verify
 from storyv_lite.modeling.components import build
 from storyv_lite.presets import as_dict, load_config
@@ -113,6 +114,15 @@ def test_a_taken_folder_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> Non
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="exists"):
         export_checkpoint(tiny_checkpoint, tmp_path / "out")
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("Dear Luna")
+    for write in (export_checkpoint, stream_checkpoint):
+        with pytest.raises(OutputError, match="replaces only a bundle"):
+            write(tiny_checkpoint, tmp_path / "out", "fp16", force=True)
+    assert (tmp_path / "out" / "letter.txt").read_text() == "Dear Luna"
 
 
 def test_a_missing_component_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
