@@ -219,7 +219,10 @@ def _blocks(text: str) -> Iterator[list[tuple[int, str]]]:
 
 def _is_wrapped(lines: list[str]) -> bool:
     """Is this run prose broken at the margin, rather than one sentence a line?"""
-    broken = any(not re.search(r"[.!?…。！？][\"'”’»)\]]*$", line) for line in lines[:-1])
+    ended = [bool(re.search(r"[.!?…。！？][\"'”’»)\]]*$", line)) for line in lines]
+    if not any(ended) and all(line[0].islower() for line in lines):
+        return False  # one sentence a line, by somebody who writes no capitals and no full stops
+    broken = not all(ended[:-1])
     return broken and any(line[0].islower() or len(split_sentences(line)) > 1 for line in lines[1:])
 
 

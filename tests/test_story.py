@@ -37,6 +37,11 @@ def test_one_sentence_a_line_is_one_frame_a_line_with_or_without_full_stops() ->
     ]
 
 
+def test_lines_without_capitals_and_full_stops_are_sentences_too() -> None:
+    text = "milo waves\nluna jumps\nthey run"
+    assert captions(Story.from_text(text)) == ["milo waves", "luna jumps", "they run"]
+
+
 def test_comments_blank_lines_and_a_title_line_are_no_frames() -> None:
     story = Story.from_text("# a comment\n\nTitle:  The day \n\nMilo waves.\n  # another\n\nHe runs.\r\n")
     assert story.title == "The day"
