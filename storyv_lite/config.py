@@ -160,7 +160,7 @@ class ImageTextStage(StageConfig):
 
 @dataclass(frozen=True)
 class StoryLMStage(StageConfig):
-    max_train_steps: int = 5200
+    max_train_steps: int = 6400
     train_batch_size: int = 24  # frames
     learning_rate: float = 1.5e-3
     sample_steps: int = 400
@@ -194,7 +194,7 @@ class CharLDMStage(StageConfig):
 
 @dataclass(frozen=True)
 class AlignStage(StageConfig):
-    max_train_steps: int = 7700
+    max_train_steps: int = 12100
     train_batch_size: int = 32  # frames
     learning_rate: float = 2e-3
     sample_steps: int = 300
