@@ -39,11 +39,11 @@ from storyv_lite.export.quantize import assert_cannot_saturate, quantize
 from storyv_lite.export.simplify import shorten
 from storyv_lite.export.specs import GRAPHS
 from storyv_lite.export.story_parity import verify_stories
+from storyv_lite.export.stream import check_space
 from storyv_lite.export.streamed import write_table
 from storyv_lite.export.verify import CASES, Failure, failures, refuse, save_cases, verify
 from storyv_lite.export.weight_parity import check_weights
 from storyv_lite.manifest import Variant
-from storyv_lite.memory import format_bytes
 from storyv_lite.modeling.components import build
 from storyv_lite.quantization import QuantScheme, plan
 
@@ -94,7 +94,7 @@ def export_checkpoint(
     describe(checkpoint, record)  # what is unfinished is told before anything is traced
     sweep(out)  # first: it may bring a bundle back that nobody asked to replace
     refuse_taken(out, force)
-    check_space(out, checkpoint)
+    _check_space(out, checkpoint)
     work = out.with_name(f".{out.name}.partial-{os.getpid()}")
     bundle, wide = work / "bundle", work / "fp32"
     try:
@@ -131,20 +131,14 @@ def sweep(out: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def check_space(out: Path, checkpoint: Path) -> None:
+def _check_space(out: Path, checkpoint: Path) -> None:
     """Raise `OutputError` when the disk of `out` cannot hold the float32 graphs and a bundle as large."""
-    place = next(folder for folder in out.absolute().parents if folder.exists())
     parameters = 0
     for file in checkpoint.glob(f"*/{WEIGHTS}"):
         # a damaged file is told when it is loaded
         with suppress(SafetensorError, OSError), safe_open(file, framework="numpy") as tensors:
             parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
-    needed, free = 2 * 4 * parameters, shutil.disk_usage(place).free
-    if free < needed:
-        raise OutputError(
-            f"`{place}` has {format_bytes(free)} free; export needs about {format_bytes(needed)}",
-            hint="name another folder with `-o`",
-        )
+    check_space(out.absolute().parent, 2 * 4 * parameters)
 
 
 def _runs(pid: int) -> bool:

@@ -43,10 +43,19 @@ class OrtBackend:
     name = "ort"
     precision = "as exported"  # every component of a bundle says its own
 
-    def __init__(self, provider: str = "cpu", reason: str = "asked for", threads: int | None = None) -> None:
-        """`provider` is one of `providers.PROVIDERS`. Raises `BackendError` when it does not work here."""
+    def __init__(
+        self,
+        provider: str = "cpu",
+        reason: str = "asked for",
+        threads: int | None = None,
+        needed_by: str = "",
+    ) -> None:
+        """`provider` is one of `providers.PROVIDERS`, `needed_by` what was asked for, if not itself.
+
+        Raises `BackendError` when it does not work here.
+        """
         ort.set_default_logger_severity(4)  # what matters is raised; the rest would spoil the progress line
-        providers.check(provider)
+        providers.check(provider, needed_by)
         self.threads = threads or min(usable_cores(), MAX_THREADS)
         self.device, self.reason = "cpu" if provider == "cpu" else "cuda", reason
         self.provider, self._asked = providers.PROVIDERS[provider], provider

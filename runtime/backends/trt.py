@@ -17,7 +17,7 @@ from storyv_lite.engine import BUILDERS, engine_variant, make_key, rebuild_comma
 from storyv_lite.errors import BackendError, BundleError
 from storyv_lite.optional import installed, require
 from storyv_lite.quantization import DRAWING
-from storyv_lite.runtime.backends import driver, providers
+from storyv_lite.runtime.backends import driver
 from storyv_lite.runtime.backends.base import LanguageSession, Session, Tensors
 from storyv_lite.runtime.backends.ort import OrtBackend
 
@@ -33,8 +33,7 @@ class TrtBackend:
         """`builder` is one of `engine.BUILDERS`. Raises `BackendError` where there is no GPU or no CUDA."""
         self.provider = builder
         self.reason = f"asked for: {builder} where it draws, CUDA where it reads"
-        providers.check("cuda", builder)
-        self._reading = OrtBackend("cuda", "asked for", threads)
+        self._reading = OrtBackend("cuda", "asked for", threads, needed_by=builder)
         self.threads = self._reading.threads
         self._device: driver.Device | None = None
         self._scratch: driver.Buffer | None = None
