@@ -109,7 +109,9 @@ def ranges_for(
     or size, or when a component has none.
     """
     stored = load_ranges(path)
-    again = f"take ranges again: storyv-lite ranges {checkpoint} -o {path} --force"
+    again = "take ranges again: " + shlex.join(
+        ["storyv-lite", "ranges", str(checkpoint), "-o", str(path), "--force"]
+    )
     if (sha256 := checkpoint_hash(checkpoint)) != stored.checkpoint_sha256:
         raise ConfigError(
             f"`{path}` holds ranges of the checkpoint {stored.checkpoint_sha256[:12]}, "

@@ -1,6 +1,7 @@
 """Ranges of activations in a file: taken by parts, used by exports in little memory, refused elsewhere."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -155,6 +156,17 @@ def test_ranges_of_another_checkpoint_size_or_component_are_refused_before_anyth
     assert "has no ranges of `vae_decoder`" in message(
         replace(taken, components={UNET: taken.components[UNET]})
     )
+
+
+def test_the_command_that_takes_ranges_again_can_be_pasted(
+    taken: StoredRanges, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    spaced = tmp_path / "my ranges.json"
+    save_ranges(spaced, replace(taken, latent_size=7))
+    with pytest.raises(ConfigError) as fault:
+        stream_checkpoint(tiny_checkpoint, tmp_path / "out", "int8", ranges=spaced)
+    command = ["storyv-lite", "ranges", str(tiny_checkpoint), "-o", str(spaced), "--force"]
+    assert fault.value.hint is not None and shlex.split(fault.value.hint.split(": ", 1)[1]) == command
 
 
 def test_ranges_of_another_graph_name_a_tensor_that_has_none(
