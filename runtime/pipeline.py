@@ -20,7 +20,7 @@ from storyv_lite.checkpoint import find_checkpoint, open_checkpoint
 from storyv_lite.components import Component
 from storyv_lite.errors import ConfigError, StoryError
 from storyv_lite.manifest import Context
-from storyv_lite.memory import take_peak
+from storyv_lite.memory import give_back_freed_memory, take_peak
 from storyv_lite.runtime.backends import open_backend, open_torch_backend
 from storyv_lite.runtime.backends.base import Backend
 from storyv_lite.runtime.context_size import parse_tokens
@@ -335,6 +335,7 @@ class StoryPipeline:
                     image = self.model.decode(latents, self.tile)
                 kind = "portraits" if states is None else "story"
                 times, peaks = clock.timings_ms, clock.peaks
+                give_back_freed_memory()  # or its holes grow from frame to frame, for as long as a story is
                 yield Frame(index, image, caption.text, seed, kind, times, peaks, reading)
             latest = index, image
 
