@@ -278,7 +278,7 @@ def test_two_hundred_sentences_are_drawn_in_bounded_memory(changed: Callable[...
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_is_freed_while_a_frame_is_drawn_is_given_back_before_it_is_handed_out(tiny_bundle: Path) -> None:
+def test_what_is_freed_while_a_frame_is_drawn_is_given_back_with_it(tiny_bundle: Path) -> None:
     pipeline = StoryPipeline.from_bundle(tiny_bundle, device="cpu", threads=1)
     kept: list[bytes] = []
     held: list[int] = []
