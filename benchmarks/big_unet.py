@@ -44,6 +44,13 @@ WAYS: Mapping[str, tuple[str, int, int | None]] = {
     "int8": ("int8", 64, None),
     "int8-32": ("int8", 32, None),
 }
+# steps that take turns: their name, the export, whether all of its parts are there at once
+TURNS = (
+    ("int4", "int4", False),
+    ("int4-whole", "int4", True),
+    ("int8", "int8", False),
+    ("int8-32", "int8-32", False),
+)
 Request = Mapping[str, Any]
 
 
@@ -135,9 +142,9 @@ def step(folder: Path, request: Request) -> dict[str, Any]:
     threads = request["threads"]
     paths = [str(folder / request["way"] / file) for file in request["parts"]]
     loads = [partial(make_session, path, session_options(threads), "cpu") for path in paths]
-    session = OrtSession(Parts(loads, ["out_sample"]), UNET)
+    session = OrtSession(Parts(loads, ["out_sample"], request["whole"]), UNET)
     answer, seconds = _timed(lambda: session.run(feed(size))["out_sample"], request["runs"])
-    np.save(folder / f"{request['way']}.npy", answer)
+    np.save(folder / f"{request['row']}.npy", answer)
     return {"seconds": seconds}
 
 
@@ -178,7 +185,7 @@ def measure(folder: Path, threads: int, told: Callable[[str], None]) -> dict[str
     from storyv_lite.export.verify import compare
 
     def child(name: str, **request: Any) -> dict[str, Any]:
-        told(" ".join([name, *(str(value) for key, value in request.items() if key in ("way", "size"))]))
+        told(f"{name} {request.get('row') or request.get('way') or request.get('size', '')}".rstrip())
         command = [sys.executable, "-m", MODULE, "--step", name]
         answer = ask(command, json.dumps({"folder": str(folder), "threads": threads, **request}), TIMEOUT_S)
         if "error" in answer:
@@ -189,15 +196,17 @@ def measure(folder: Path, threads: int, told: Callable[[str], None]) -> dict[str
     exports = {way: child("export", way=way) for way in WAYS}
     steps: dict[str, list[dict[str, Any]]] = {}
     for _ in range(ROUNDS):
-        for way in ("int4", "int8", "int8-32"):
-            answer = child("step", way=way, parts=exports[way]["parts"], runs=RUNS)
-            steps.setdefault(way, []).append(answer)
+        for row, way, whole in TURNS:
+            parts = exports[way]["parts"]
+            answer = child("step", row=row, way=way, whole=whole, parts=parts, runs=RUNS)
+            steps.setdefault(row, []).append(answer)
         steps.setdefault("torch-32", []).append(child("torch", size=32, runs=RUNS))
     steps["torch-64"] = [child("torch", size=64, runs=1)]
     distances = {}
-    for way, right in (("int4", "torch-64"), ("int8", "torch-64"), ("int8-32", "torch-32")):
-        figures = compare(np.load(folder / f"{way}.npy"), np.load(folder / f"{right}.npy"))
-        distances[way] = {"snr_db": figures.snr_db, "cosine": figures.cosine}
+    for name, way, _ in TURNS:
+        right = f"torch-{WAYS[way][1]}"
+        figures = compare(np.load(folder / f"{name}.npy"), np.load(folder / f"{right}.npy"))
+        distances[name] = {"snr_db": figures.snr_db, "cosine": figures.cosine}
     return {**found, "exports": exports, "steps": steps, "distances": distances}
 
 

@@ -21,7 +21,7 @@ from storyv_lite.runtime.demand import demand_of
 from storyv_lite.runtime.kv_cache import Piece
 from storyv_lite.runtime.model import Model
 from storyv_lite.runtime.phases import Place
-from storyv_lite.runtime.pipeline import StoryPipeline
+from storyv_lite.runtime.pipeline import Progress, StoryPipeline
 from storyv_lite.runtime.plan import Budget, MemoryPlan, make_plan
 from storyv_lite.story import Caption, Story
 
@@ -135,3 +135,19 @@ def test_a_peak_is_taken_once_and_not_forgotten() -> None:
     again = take_peak()
     assert peak is not None and again is not None and peak - again > 32 * MIB
     assert (resident_memory().peak or 0) >= peak
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_is_freed_while_a_frame_is_drawn_is_given_back_with_it(tiny_bundle: Path) -> None:
+    pipeline = StoryPipeline.from_bundle(tiny_bundle, device="cpu", threads=1)
+    kept: list[bytes] = []
+    held: list[int] = []
+
+    def leave_holes(progress: Progress) -> None:
+        if progress.phase == "decode":
+            blocks = [bytes(2**14) for _ in range(4000)]
+            held.append(resident_memory().anonymous or 0)
+            kept.extend(blocks[::16])  # the heap cannot shrink below the last of them
+
+    for _ in pipeline.draw(TOLD, num_inference_steps=1, on_progress=leave_holes):
+        assert held.pop() - (resident_memory().anonymous or 0) > 40 * 2**20
