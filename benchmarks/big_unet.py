@@ -44,7 +44,7 @@ WAYS: Mapping[str, tuple[str, int, int | None]] = {
     "int8": ("int8", 64, None),
     "int8-32": ("int8", 32, None),
 }
-# steps that take turns: their name, the export, whether all of its parts are there at once
+# steps that take turns: their row in the table, the export, whether all of its parts are there at once
 TURNS = (
     ("int4", "int4", False),
     ("int4-whole", "int4", True),
@@ -203,10 +203,10 @@ def measure(folder: Path, threads: int, told: Callable[[str], None]) -> dict[str
         steps.setdefault("torch-32", []).append(child("torch", size=32, runs=RUNS))
     steps["torch-64"] = [child("torch", size=64, runs=1)]
     distances = {}
-    for name, way, _ in TURNS:
+    for row, way, _ in TURNS:
         right = f"torch-{WAYS[way][1]}"
-        figures = compare(np.load(folder / f"{name}.npy"), np.load(folder / f"{right}.npy"))
-        distances[name] = {"snr_db": figures.snr_db, "cosine": figures.cosine}
+        figures = compare(np.load(folder / f"{row}.npy"), np.load(folder / f"{right}.npy"))
+        distances[row] = {"snr_db": figures.snr_db, "cosine": figures.cosine}
     return {**found, "exports": exports, "steps": steps, "distances": distances}
 
 

@@ -30,8 +30,8 @@ def test_a_step_answers_the_same_with_its_parts_in_turn_and_all_of_them_there(tm
     assert len(variant.parts) > 1
     for row, whole in (("int4", False), ("int4-whole", True)):
         assert step(tmp_path, {**request, "row": row, "whole": whole})["seconds"] > 0
-    in_turn, whole = np.load(tmp_path / "int4.npy"), np.load(tmp_path / "int4-whole.npy")
-    assert in_turn.shape == (1, 4, 64, 64) and in_turn.std() > 0 and np.array_equal(in_turn, whole)
+    in_turn, at_once = np.load(tmp_path / "int4.npy"), np.load(tmp_path / "int4-whole.npy")
+    assert in_turn.shape == (1, 4, 64, 64) and in_turn.std() > 0 and np.array_equal(in_turn, at_once)
 
 
 def test_the_table_has_a_row_for_every_export_and_every_way_of_a_step() -> None:
