@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from storyv_lite.checkpoint import TOKEN_ROWS, embedding_scale
 from storyv_lite.errors import BundleError
-from storyv_lite.tensors import open_tensors
+from storyv_lite.tensors import open_shards
 
 _FLOATS: dict[str, type[np.floating[Any]]] = {"F16": np.float16, "F32": np.float32}
 
@@ -52,7 +52,7 @@ def open_table(file: Path, vocab_size: int, hidden_size: int) -> TokenTable:
 
 
 def _of_weights(file: Path, shape: tuple[int, int]) -> TokenTable:
-    with open_tensors(file) as tensors:
+    with open_shards(file.parent) as tensors:
         found = next((tensor for name, tensor in tensors.items() if name.endswith(TOKEN_ROWS)), None)
         if found is None:
             raise BundleError(f"`{file}` lacks a token table, `{TOKEN_ROWS}`", hint="storyv-lite train")

@@ -74,10 +74,14 @@ def open_checkpoint(path: Path) -> Bundle:
     facts = describe(path, record)
     hashes = _hashes(path)
 
+    def weights(folder: str) -> list[str]:
+        shards = [name for name in hashes if name.startswith(f"{folder}/model-")]
+        if f"{folder}/{WEIGHTS}" not in hashes and not shards:
+            raise BundleError(f"`{path / folder / WEIGHTS}` is missing", hint=_TRAIN)
+        return [f"{folder}/{WEIGHTS}"] if f"{folder}/{WEIGHTS}" in hashes else shards
+
     def variant(component: Component) -> Variant:
-        files = [f"{folder}/{WEIGHTS}" for folder in FOLDERS[component]]
-        if lost := next((file for file in files if file not in hashes), None):
-            raise BundleError(f"`{path / lost}` is missing", hint=_TRAIN)
+        files = [file for folder in FOLDERS[component] for file in weights(folder)]
         parts = tuple(Part(file, (path / file).stat().st_size, hashes[file]) for file in files)
         return Variant("checkpoint", "table" if component is Component.TOKEN_EMBEDDING else TORCH, parts, {})
 

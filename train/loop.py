@@ -38,6 +38,7 @@ from storyv_lite.train.graphs import StepGraph
 from storyv_lite.train.state import StageProgress, read_state, restore, write_state
 from storyv_lite.train.workers import prefetched
 
+SKIPPED = "skipped"  # figure: steps since the line before whose gradients were no numbers
 STOP = threading.Event()  # set by SIGTERM or Ctrl-C during a stage: no other stage should begin
 
 
@@ -157,8 +158,10 @@ def run_stage(
             losses = compute_loss(batch, step)
         accelerator.backward(losses["loss"])
         norm = nn.utils.clip_grad_norm_(learned.values(), settings.max_grad_norm)
+        skip = (~norm.isfinite()).float()
+        vars(optimizer)["found_inf"] = skip  # a fused step then leaves weights and moments as they are
         optimizer.step()
-        return {**{name: value.detach() for name, value in losses.items()}, "grad_norm": norm}
+        return {**{name: value.detach() for name, value in losses.items()}, "grad_norm": norm, SKIPPED: skip}
 
     graph = StepGraph(work, place) if recorded else None
 
@@ -183,7 +186,7 @@ def run_stage(
     for module in modules.values():
         module.train()
     began, spent = time.monotonic(), progress.seconds
-    since, logged = progress.steps, began
+    since, logged, skipped = progress.steps, began, torch.zeros((), device=place)
     with (
         _stop_signal() as stopped,
         prefetched(batches, range(progress.steps, settings.max_train_steps), place) as fetch,
@@ -196,6 +199,7 @@ def run_stage(
             for group in optimizer.param_groups:
                 _set(group, "lr", rate * group.get("lr_scale", 1.0))
             losses = graph(batch, step, phase(step)) if graph and phase else work(batch, step)
+            skipped += losses[SKIPPED]
             if average:
                 decay = min(settings.ema_decay, (1 + step) / (10 + step))
                 torch._foreach_lerp_(average, [p.detach() for p in learned.values()], 1 - decay)
@@ -211,11 +215,11 @@ def run_stage(
             leave = done or stopped.is_set() or (minutes is not None and now - began >= 60 * minutes)
             keep = leave or progress.steps % settings.checkpointing_steps == 0
             if keep or progress.steps % settings.log_steps == 0:
-                values = {name: float(value) for name, value in losses.items()}
-                _refuse_divergence(stage, values["loss"], since, progress.steps, settings)
+                values = {name: float(value) for name, value in {**losses, SKIPPED: skipped}.items()}
+                _refuse_divergence(stage, values["loss"], int(skipped), since, progress.steps, settings)
                 speed = (progress.steps - since) * settings.train_batch_size / max(1e-9, now - logged)
                 _log(out, stage, progress, {**values, "lr": rate}, speed, settings)
-                since, logged = progress.steps, now
+                since, logged, skipped = progress.steps, now, torch.zeros_like(skipped)
             if keep:
                 save(progress)
             if sample is not None and (done or progress.steps % settings.sample_steps == 0):
@@ -230,12 +234,14 @@ def run_stage(
     return progress
 
 
-def _refuse_divergence(stage: str, loss: float, since: int, step: int, settings: StageConfig) -> None:
-    """Raise `ConfigError` for a loss that is no number, before anything is saved of what made it."""
-    if not math.isfinite(loss):
+def _refuse_divergence(
+    stage: str, loss: float, skipped: int, since: int, step: int, settings: StageConfig
+) -> None:
+    """Raise `ConfigError` where no step since `since` had gradients that are numbers."""
+    if skipped == step - since:
         raise ConfigError(
-            f"`{stage}` diverged between steps {since} and {step}: its loss is {loss}; "
-            "what was saved before is kept",
+            f"`{stage}` diverged between steps {since} and {step}: its loss is {loss}, all gradients of "
+            f"{skipped} steps are no numbers; what was saved before is kept",
             hint=f"learn more slowly: --set {stage}.learning_rate={settings.learning_rate / 2:g}",
         )
 
@@ -315,7 +321,8 @@ def _log(
     settings: StageConfig,
 ) -> None:
     counted = {"samples_per_second": round(speed, 3), "seconds": progress.seconds}
-    append_metrics(out, {"stage": stage, "step": progress.steps, **values, **counted})
+    numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    append_metrics(out, {"stage": stage, "step": progress.steps, **numbers, **counted})
     left = (settings.max_train_steps - progress.steps) * settings.train_batch_size / max(1e-9, speed)
     text = (
         f"{stage} {progress.steps}/{settings.max_train_steps}  loss {values['loss']:.4f}  "

@@ -15,7 +15,7 @@ from storyv_lite.checkpoint import TOKEN_ROWS, WEIGHTS
 from storyv_lite.errors import BundleError
 from storyv_lite.memory import return_freed_memory
 from storyv_lite.modeling.checkpoints import misfit, new_component, refuse_misfits
-from storyv_lite.tensors import StoredTensor, open_shards, open_tensors
+from storyv_lite.tensors import StoredTensor, open_shards
 
 # What a drawn story needs of a language model is its backbone, which is fed rows of the table.
 NOT_THE_BACKBONE = (TOKEN_ROWS, "lm_head.weight")
@@ -50,7 +50,7 @@ def load_onto(
     missing = {name: None for name in own if not name.endswith(without or ("\n",))}
     path = folder / WEIGHTS
     problems: list[str] = []
-    with open_tensors(path) as tensors:
+    with open_shards(folder, WEIGHTS) as tensors:
         for name, stored in tensors.items():
             if problem := misfit(name, stored.shape, own):
                 problems.append(problem)

@@ -1,5 +1,6 @@
 """The PyTorch backend: it answers as the graphs do, in every precision, and refuses what it cannot do."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import OPTConfig, OPTForCausalLM
 
 from storyv_lite.bundle import Bundle
-from storyv_lite.checkpoint import TOKEN_ROWS, open_checkpoint
+from storyv_lite.checkpoint import TOKEN_ROWS, TORCH, open_checkpoint
 from storyv_lite.components import Component, signature
 from storyv_lite.errors import BackendError, BundleError, ConfigError, StoryVError
 from storyv_lite.export.specs import GRAPHS, dummy_inputs
@@ -96,6 +97,28 @@ def test_a_checkpoint_and_its_bundle_draw_the_same_story(tiny_checkpoint: Path, 
     pipeline = StoryPipeline.from_bundle(tiny_bundle, "cpu", threads=1)
     drawn = np.stack([frame.image for frame in pipeline.draw(STORY, seed=1, num_inference_steps=3)])
     assert levels_apart(draw(tiny_checkpoint, "fp32"), drawn) <= 1
+
+
+def test_a_checkpoint_in_shards_draws_as_one_in_single_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sharded"
+    shutil.copytree(tiny_checkpoint, folder)
+    for name in ("language_model", "unet"):
+        tensors = load_file(folder / name / "model.safetensors")
+        weight_map: dict[str, str] = {}
+        (folder / name / "model.safetensors").unlink()
+        for index in (1, 2):  # the token table lies in whichever it falls into
+            shard = f"model-{index:05d}-of-00002.safetensors"
+            part = {key: tensors[key] for key in sorted(tensors)[index % 2 :: 2]}
+            save_file(part, folder / name / shard)
+            weight_map |= dict.fromkeys(part, shard)
+        index_file = folder / name / "model.safetensors.index.json"
+        index_file.write_text(json.dumps({"weight_map": weight_map}))
+    files = [part.file for part in open_checkpoint(folder).variant(Component.UNET, TORCH).parts]
+    assert files == [f"unet/model-0000{index}-of-00002.safetensors" for index in (1, 2)]
+    assert levels_apart(draw(folder, "fp32"), draw(tiny_checkpoint, "fp32")) == 0
+    (folder / files[1]).unlink()
+    with pytest.raises(BundleError, match=f"{Path(files[1]).name}` is missing"):
+        draw(folder, "fp32")
 
 
 def test_reading_piece_by_piece_equals_reading_everything(tiny_checkpoint: Path) -> None:

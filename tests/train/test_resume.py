@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def run(
     minutes: float | None = None,
     width: int = 32,
     sample: Callable[[Path], None] | None = None,
-    lost_from: int | None = None,
+    lost: Collection[int] = (),
 ) -> tuple[StageProgress, dict[str, Tensor]]:
     torch.manual_seed(0)
     model = ToonAutoencoder(4, (width,), (1,), 4, 4)
@@ -58,7 +58,7 @@ def run(
     def compute_loss(batch: Tensor, step: int) -> dict[str, Tensor]:
         posterior = model.encode(batch).latent_dist
         error = model.decode(posterior.sample()).sample.float() * scale.weight - batch  # sampling is random
-        if lost_from is not None and step >= lost_from:
+        if step in lost:
             error = error * torch.inf
         return {"loss": error.square().mean(), "kl": posterior.kl().mean()}
 
@@ -189,15 +189,32 @@ def test_a_signal_during_the_last_save_is_told_to_who_runs_the_stages(tmp_path: 
     assert progress.done and STOP.is_set()
 
 
-@pytest.mark.parametrize("lost_from", [5, 7])
+@pytest.mark.parametrize(("first", "kept"), [(5, 4), (7, 8)])
 def test_a_training_that_diverges_stops_and_what_was_saved_before_is_kept(
-    tmp_path: Path, lost_from: int
+    tmp_path: Path, first: int, kept: int
 ) -> None:
-    with pytest.raises(ConfigError, match="`stage` diverged between steps . and .: its loss is") as fault:
-        run(tmp_path, lost_from=lost_from)
+    with pytest.raises(ConfigError, match="`stage` diverged between steps . and .*: its loss is") as fault:
+        run(tmp_path, lost=range(first, 12))
     assert "--set stage.learning_rate=0.0005" in fault.value.hint
-    assert read_checkpoint(tmp_path)["stages"]["stage"]["steps"] == 4
+    assert read_checkpoint(tmp_path)["stages"]["stage"]["steps"] == kept
     healed, _ = run(tmp_path)
     assert healed.done
     weights = load_component(tmp_path / "autoencoder").state_dict().values()
     assert all(weight.isfinite().all() for weight in weights)
+
+
+def test_a_step_whose_gradients_are_no_numbers_is_left_out_and_told(tmp_path: Path) -> None:
+    progress, weights = run(tmp_path, lost=[5, 8])
+    assert progress.done and all(weight.isfinite().all() for weight in weights.values())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 0, 1, 0]
+    assert [line["loss"] is None for line in lines] == [False, False, True, False, False, False]
+
+
+def test_what_a_left_out_step_learns_is_nothing(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, max_train_steps=5, ema_decay=0.0, log_steps=5, checkpointing_steps=9)
+    settings = replace(settings, lr_min_ratio=1.0)  # so that all steps learn alike, however many there are
+    learned = run(tmp_path / "left out", settings, lost=[4])[1]
+    before = run(tmp_path / "before", replace(settings, max_train_steps=4))[1]
+    assert not same(run(tmp_path / "whole", settings)[1], learned)
+    assert same(learned, before)
