@@ -4,6 +4,7 @@ Knows the shapes of every component and what else a checkpoint holds; cast, toke
 those of the model that ships. Weights are written file by file, one tensor in memory at a time.
 """
 
+import argparse
 import json
 import shutil
 from collections.abc import Mapping
@@ -55,6 +56,21 @@ class Size:
     def latents(self) -> int:
         """Cells per side."""
         return max(16, 64 // self.narrow)
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that `chosen_size` reads."""
+    parser.add_argument("--layers", type=int, default=Size.layers, help="of the language model [%(default)s]")
+    parser.add_argument(
+        "--narrow",
+        type=int,
+        default=Size.narrow,
+        help="so many times less wide, for a first try [%(default)s]",
+    )
+
+
+def chosen_size(given: argparse.Namespace) -> Size:
+    return Size(given.layers, given.narrow)
 
 
 def dimensions(size: Size) -> Dimensions:

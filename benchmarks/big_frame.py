@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from storyv_lite.benchmarks import child
-from storyv_lite.benchmarks.big_checkpoint import Size, make_checkpoint
+from storyv_lite.benchmarks.big_checkpoint import Size, add_size, chosen_size, make_checkpoint
 from storyv_lite.benchmarks.budgets import faults
 from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
-from storyv_lite.benchmarks.measure import ask
+from storyv_lite.benchmarks.measure import ask_or_raise
 from storyv_lite.benchmarks.report import markdown_table
-from storyv_lite.errors import BackendError, OutputError, StoryVError
+from storyv_lite.errors import OutputError, StoryVError
 from storyv_lite.memory import format_bytes, parse_bytes
 
 MODULE = "storyv_lite.benchmarks.big_frame"
@@ -75,7 +75,7 @@ def measure(
     found = {}
     for name, command in commands.items():
         told(name)
-        found[name] = _once(folder / f"{name}.json", command, json.dumps(request))
+        found[name] = _once(folder / f"{name}.json", command, request)
     found["plan"].pop("path", None)  # where it was made is nobody's business
     return found
 
@@ -129,14 +129,12 @@ def _same(file: Path, asked: Mapping[str, Any]) -> None:
         )
 
 
-def _once(file: Path, command: Sequence[str], request: str) -> dict[str, Any]:
+def _once(file: Path, command: Sequence[str], request: Request) -> dict[str, Any]:
     """The answer of a command, from the file where it was answered before."""
     if file.is_file():
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return kept
-    answer = ask(command, request, TIMEOUT_S)
-    if "error" in answer:
-        raise BackendError(f"`{file.stem}` failed: {answer['error']}", answer.get("hint", ""))
+    answer = ask_or_raise(file.stem, command, request, TIMEOUT_S)
     write_record(file, answer)
     return answer
 
@@ -147,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ram", default="4.5GB", help="the budget [4.5GB]")
     parser.add_argument("--frames", type=int, default=2, choices=(1, 2, 3), help="of the story [2]")
     parser.add_argument("--steps", type=int, default=2, help="denoising steps of a frame [2]")
-    parser.add_argument("--layers", type=int, default=32, help="of the language model [32]")
-    parser.add_argument("--narrow", type=int, default=1, help="so many times less wide, for a first try [1]")
+    add_size(parser)
     parser.add_argument("--part", default="512MiB", help="stored weights of one part, about [512MiB]")
     parser.add_argument("--record", type=Path, help="a JSON file for the figures")
     parser.add_argument("--step", help=argparse.SUPPRESS)
@@ -158,9 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return child.answer(child.costed(lambda request: step(Path(request["folder"]), request)))
     if given.folder is None:
         parser.error("a folder with 25 GB of room is needed")
-    size = Size(given.layers, given.narrow)
     try:
-        part_bytes = parse_bytes(given.part)
+        size, part_bytes = chosen_size(given), parse_bytes(given.part)
         found = measure(given.folder, size, part_bytes, given.ram, given.steps, given.frames, tell)
     except StoryVError as fault:
         return failed(fault)

@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storyv_lite.benchmarks import child
-from storyv_lite.benchmarks.command import heading, tell, typed, write_record
-from storyv_lite.benchmarks.measure import ask
+from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
+from storyv_lite.benchmarks.measure import ask_or_raise
 from storyv_lite.benchmarks.shapes import write_random
 from storyv_lite.components import Component, Dimensions, signature
+from storyv_lite.errors import StoryVError
 from storyv_lite.manifest import Part
 from storyv_lite.memory import usable_cores
 from storyv_lite.quantization import Method, QuantScheme
@@ -199,10 +200,7 @@ def measure(model: str, place: Path, layers: int, told: Callable[[str], None]) -
 
     def step(name: str, **request: Any) -> dict[str, Any]:
         told(f"{model}: {name}")
-        answer = ask(command(name), json.dumps({**asked, **request}), TIMEOUT_S)
-        if "error" in answer:
-            raise SystemExit(f"{model}: {name}: {answer['error']}")
-        return answer
+        return ask_or_raise(f"{model}: {name}", command(name), {**asked, **request}, TIMEOUT_S)
 
     row["make"] = step("make")
     told(f"{model}: export, to be killed")
@@ -284,10 +282,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.folder is None:
         parser.error("a folder with 20 GB of room is needed")
     rows: list[dict[str, Any]] = []
-    for model in given.model or MODELS:
-        rows.append(measure(model, given.folder, given.layers, tell))
-        if given.record:
-            write_record(given.record, {**heading(typed(f"python -m {MODULE}", arguments)), "rows": rows})
+    try:
+        for model in given.model or MODELS:
+            rows.append(measure(model, given.folder, given.layers, tell))
+            if given.record:
+                write_record(given.record, {**heading(typed(f"python -m {MODULE}", arguments)), "rows": rows})
+    except StoryVError as fault:
+        return failed(fault)
     print(table(rows))
     return int(any(row["reference"]["failures"] for row in rows))
 

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from storyv_lite.benchmarks import child
-from storyv_lite.benchmarks.command import heading, tell, typed, write_record
-from storyv_lite.benchmarks.measure import ask
+from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
+from storyv_lite.benchmarks.measure import ask_or_raise
 from storyv_lite.benchmarks.shapes import write_random
 from storyv_lite.components import Component, Dimensions
+from storyv_lite.errors import StoryVError
 from storyv_lite.memory import usable_cores
 from storyv_lite.quantization import SCHEMES
 
@@ -185,12 +186,11 @@ def measure(folder: Path, threads: int, told: Callable[[str], None]) -> dict[str
     from storyv_lite.export.verify import compare
 
     def child(name: str, **request: Any) -> dict[str, Any]:
-        told(f"{name} {request.get('row') or request.get('way') or request.get('size', '')}".rstrip())
+        step = f"{name} {request.get('row') or request.get('way') or request.get('size', '')}".rstrip()
+        told(step)
         command = [sys.executable, "-m", MODULE, "--step", name]
-        answer = ask(command, json.dumps({"folder": str(folder), "threads": threads, **request}), TIMEOUT_S)
-        if "error" in answer:
-            raise SystemExit(f"{name}: {answer['error']}")
-        return answer
+        asked = {"folder": str(folder), "threads": threads, **request}
+        return ask_or_raise(step, command, asked, TIMEOUT_S)
 
     found: dict[str, Any] = {"threads": threads, "make": child("make"), "calibrate": child("calibrate")}
     exports = {way: child("export", way=way) for way in WAYS}
@@ -247,7 +247,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return child.answer(child.costed(lambda request: step(Path(request["folder"]), request)))
     if given.folder is None:
         parser.error("a folder with 12 GB of room is needed")
-    found = measure(given.folder, given.threads, tell)
+    try:
+        found = measure(given.folder, given.threads, tell)
+    except StoryVError as fault:
+        return failed(fault)
     if given.record:
         write_record(given.record, {**heading(typed(f"python -m {MODULE}", arguments)), **found})
     print(table(found))

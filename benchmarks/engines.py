@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from storyv_lite.benchmarks import big_unet, child
 from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
-from storyv_lite.benchmarks.measure import ask
+from storyv_lite.benchmarks.measure import ask_or_raise
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.engine import PROFILES
-from storyv_lite.errors import BackendError, StoryVError
+from storyv_lite.errors import StoryVError
 from storyv_lite.export.engines import Builder, Profiles, build_engine, choose_builder
 from storyv_lite.memory import format_bytes
 from storyv_lite.optional import require
@@ -142,9 +142,7 @@ def measure(case: Case, builder: Builder) -> dict[str, Any]:
 
     command = [sys.executable, "-m", "storyv_lite.benchmarks.engines", "--build"]
     request = {"graph": str(case.graph), "engine": str(case.engine), "profiles": dict(case.profiles)}
-    built = ask(command, json.dumps(request), TIMEOUT_S)
-    if "error" in built:
-        raise BackendError(f"`{case.name}` became no engine: {built['error']}", built.get("hint", ""))
+    built = ask_or_raise(f"engine of {case.name}", command, request, TIMEOUT_S)
     files = [file for file in (case.graph, case.graph.with_name(DATA)) if file.is_file()]
     row: dict[str, Any] = {
         "component": case.name,

@@ -19,6 +19,7 @@ import numpy as np
 
 import storyv_lite
 from storyv_lite.benchmarks.child import PHASES, Request
+from storyv_lite.errors import BackendError
 
 TIMEOUT_S = 1800
 PICNIC = (
@@ -129,6 +130,19 @@ def ask(command: Sequence[str], request: str, timeout_s: float = TIMEOUT_S) -> d
         "error": _why(child.returncode, child.stderr),
         "kind": "Killed" if child.returncode < 0 else "Crash",
     }
+
+
+def ask_or_raise(
+    what: str, command: Sequence[str], request: Mapping[str, Any], timeout_s: float = TIMEOUT_S
+) -> dict[str, Any]:
+    """`ask` where there is no going on without an answer; `what` names the step.
+
+    Raises `BackendError` with the reason and the hint of the process that failed.
+    """
+    answer = ask(command, json.dumps(request), timeout_s)
+    if "error" in answer:
+        raise BackendError(f"`{what}` failed: {answer['error']}", answer.get("hint", ""))
+    return answer
 
 
 def summarize(name: str, answers: Sequence[Mapping[str, Any]]) -> Row:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from storyv_lite.benchmarks import child
-from storyv_lite.benchmarks.big_checkpoint import Size, make_checkpoint
+from storyv_lite.benchmarks.big_checkpoint import add_size, chosen_size, make_checkpoint
 from storyv_lite.benchmarks.big_frame import STORY
 from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
-from storyv_lite.benchmarks.measure import ask
+from storyv_lite.benchmarks.measure import ask_or_raise
 from storyv_lite.benchmarks.probe import used_device_bytes
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.errors import BackendError, StoryVError
@@ -79,8 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", action="append", help=f"may be repeated [{', '.join(PRECISIONS)}]")
     parser.add_argument("--frames", type=int, default=3, choices=(1, 2, 3), help="of the story [3]")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps of a frame [50]")
-    parser.add_argument("--layers", type=int, default=32, help="of the language model [32]")
-    parser.add_argument("--narrow", type=int, default=1, help="so many times less wide, for a first try [1]")
+    add_size(parser)
     parser.add_argument("--make", action="store_true", help="make the checkpoint and stop")
     parser.add_argument("--record", type=Path, help="a JSON file for the figures")
     parser.add_argument("--step", action="store_true", help=argparse.SUPPRESS)
@@ -96,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             record.update(measured=False, reason=reason)
             tell(f"not measured: {reason}")
         else:
-            record["parameters"] = make_checkpoint(checkpoint, Size(given.layers, given.narrow))
+            record["parameters"] = make_checkpoint(checkpoint, chosen_size(given))
             for precision in () if given.make else given.precision or PRECISIONS:
                 tell(precision)
                 rows.append(_measured(checkpoint, precision, given.steps, given.frames))
@@ -115,10 +114,7 @@ def _measured(checkpoint: Path, precision: str, steps: int, frames: int) -> dict
     request = {"checkpoint": str(checkpoint), "precision": precision, "steps": steps, "frames": frames}
     request |= {"device": "cuda", "idle_bytes": used_device_bytes()}
     command = [sys.executable, "-m", "storyv_lite.benchmarks.vram", "--step"]
-    answer = ask(command, json.dumps(request), TIMEOUT_S)
-    if "error" in answer:
-        raise BackendError(f"`{precision}` failed: {answer['error']}", answer.get("hint", ""))
-    return answer
+    return ask_or_raise(precision, command, request, TIMEOUT_S)
 
 
 def _no_cuda() -> str:

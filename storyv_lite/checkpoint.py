@@ -75,10 +75,12 @@ def open_checkpoint(path: Path) -> Bundle:
     hashes = _hashes(path)
 
     def weights(folder: str) -> list[str]:
+        single = f"{folder}/{WEIGHTS}"
         shards = [name for name in hashes if name.startswith(f"{folder}/model-")]
-        if f"{folder}/{WEIGHTS}" not in hashes and not shards:
-            raise BundleError(f"`{path / folder / WEIGHTS}` is missing", hint=_TRAIN)
-        return [f"{folder}/{WEIGHTS}"] if f"{folder}/{WEIGHTS}" in hashes else shards
+        found = [single] if single in hashes else shards
+        if not found:
+            raise BundleError(f"`{path / single}` is missing", hint=_TRAIN)
+        return found
 
     def variant(component: Component) -> Variant:
         files = [file for folder in FOLDERS[component] for file in weights(folder)]

@@ -29,6 +29,13 @@ def recordable() -> AbstractContextManager[Any]:
     return mode
 
 
+@pytest.fixture(scope="session")
+def split_into_shards() -> Callable[[Path], None]:
+    """Puts the weights of a component's folder into several files."""
+    split: Callable[[Path], None] = _beside("tiny").split_into_shards
+    return split
+
+
 def _beside(name: str) -> ModuleType:
     """The module `name` of this folder, by its path: an installed package may be what is tested."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))

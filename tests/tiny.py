@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -47,6 +48,19 @@ def story_tokenizer(vocab_size: int, image_tokens: int) -> Tokenizer:
     fillers = [f"<unused{index}>" for index in range(vocab_size - tokenizer.get_vocab_size())]
     tokenizer.add_special_tokens([*fillers, *(f"[IMG{index}]" for index in range(image_tokens))])
     return tokenizer
+
+
+def split_into_shards(component: Path, count: int = 2) -> None:
+    """Put a component's weights into several files and an index, as transformers names them."""
+    whole = component / "model.safetensors"
+    tensors, weight_map = load_file(whole), dict[str, str]()
+    for index in range(count):
+        shard = f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+        part = {name: tensors[name] for name in sorted(tensors)[index::count]}
+        save_file(part, component / shard)
+        weight_map |= dict.fromkeys(part, shard)
+    whole.unlink()
+    (component / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
 def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:

@@ -30,7 +30,7 @@ ORIGINAL_CAPTION = 0.15  # share of captions that leave nothing out
 CAPTION_WEIGHT = 0.1  # of a caption's tokens beside an answer's
 BOTTLENECK_FROM = 0.3  # part of the steps after which answers may have to pass through the [IMG] tokens
 BOTTLENECK_SHARE = 0.5  # of the steps then
-LONG_FROM = 0.6  # part of the steps after which stories have their full length
+LONG_FROM = 0.8  # part of the steps after which stories have their full length
 
 
 def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | None = None) -> bool:
@@ -54,7 +54,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
 
     def batches(step: int) -> PackedStories:
         rng = step_rng(config.seed, STAGE, step)
-        grown = min(1.0, 0.1 + step / (LONG_FROM * settings.max_train_steps))
+        grown = min(1.0, 0.1 + step / (LONG_FROM * settings.max_train_steps)) ** 2
         longest = settings.min_frames + (settings.max_frames - settings.min_frames) * grown
         frames = story_length(rng, settings.min_frames, longest)
         tellings = [

@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 from storyv_lite.benchmarks import measure
 from storyv_lite.benchmarks.child import PHASES, fold_phases
-from storyv_lite.benchmarks.measure import Row, Spread, ask, repeat_captions, summarize
+from storyv_lite.benchmarks.measure import Row, Spread, ask, ask_or_raise, repeat_captions, summarize
 from storyv_lite.benchmarks.report import cost_table, make_record, markdown, markdown_table
 from storyv_lite.bundle import Bundle
 from storyv_lite.cli import app
 from storyv_lite.components import Component
+from storyv_lite.errors import BackendError
 from storyv_lite.story import read_story
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +134,15 @@ def test_a_child_that_crashes_gives_its_last_words() -> None:
         ask(python("print('{}'); raise SystemExit(3)"), "{}")["error"]
         == "ended with exit code 3 and no answer"
     )
+
+
+def test_a_step_that_must_answer_raises_with_its_name_its_reason_and_its_hint() -> None:
+    source = "import json, sys; print(json.dumps({'given': json.load(sys.stdin)}))"
+    assert ask_or_raise("first", python(source), {"a": 1}) == {"given": {"a": 1}}
+    told = {"error": "no room", "hint": "make some"}
+    with pytest.raises(BackendError, match="`second` failed: no room") as fault:
+        ask_or_raise("second", python(f"print({json.dumps(told)!r})"), {})
+    assert fault.value.hint == "make some"
 
 
 def test_a_child_that_hangs_is_ended() -> None:

@@ -73,7 +73,7 @@ def test_a_unet_of_stable_diffusions_shape_is_written_for_every_size_and_becomes
 def test_what_no_builder_reads_is_one_error(tmp_path: Path) -> None:
     graph = tmp_path / "model.onnx"
     graph.write_bytes(b"no graph")
-    with pytest.raises(BackendError, match="`unet` became no engine"):
+    with pytest.raises(BackendError, match="`engine of unet` failed: "):
         measure(Case("unet", graph, lambda: None, {}), choose_builder())
 
 

@@ -1,6 +1,6 @@
 """Written language models: every family answers as transformers' own module does."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,19 +130,11 @@ def test_a_variant_that_cannot_be_written_is_refused(
         capture(LanguageModel(load_component(tmp_path / LLM)), LLM, dims)
 
 
-def test_a_sharded_checkpoint_is_read_across_its_files(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
+def test_a_sharded_checkpoint_is_read_across_its_files(
+    tmp_path: Path, split_into_shards: Callable[[Path], None]
+) -> None:
     dims = write("llama", tmp_path)
     one = stream_component(LLM, tmp_path, dims, INT4, tmp_path / "out", tmp_path / "records")
-    whole = tmp_path / LLM / "model.safetensors"
-    tensors = load_file(whole)
-    names, weight_map = sorted(tensors), dict[str, str]()
-    for index in range(2):
-        shard = f"model-{index}.safetensors"
-        save_file({name: tensors[name] for name in names[index::2]}, tmp_path / LLM / shard)
-        weight_map |= dict.fromkeys(names[index::2], shard)
-    whole.unlink()
-    (tmp_path / LLM / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    split_into_shards(tmp_path / LLM)
     again = stream_component(LLM, tmp_path, dims, INT4, tmp_path / "again", tmp_path / "other")
     assert again == one

@@ -1,6 +1,5 @@
 """The PyTorch backend: it answers as the graphs do, in every precision, and refuses what it cannot do."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -99,20 +98,13 @@ def test_a_checkpoint_and_its_bundle_draw_the_same_story(tiny_checkpoint: Path, 
     assert levels_apart(draw(tiny_checkpoint, "fp32"), drawn) <= 1
 
 
-def test_a_checkpoint_in_shards_draws_as_one_in_single_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_in_shards_draws_as_one_in_single_files(
+    tiny_checkpoint: Path, tmp_path: Path, split_into_shards: Callable[[Path], None]
+) -> None:
     folder = tmp_path / "sharded"
     shutil.copytree(tiny_checkpoint, folder)
     for name in ("language_model", "unet"):
-        tensors = load_file(folder / name / "model.safetensors")
-        weight_map: dict[str, str] = {}
-        (folder / name / "model.safetensors").unlink()
-        for index in (1, 2):  # the token table lies in whichever it falls into
-            shard = f"model-{index:05d}-of-00002.safetensors"
-            part = {key: tensors[key] for key in sorted(tensors)[index % 2 :: 2]}
-            save_file(part, folder / name / shard)
-            weight_map |= dict.fromkeys(part, shard)
-        index_file = folder / name / "model.safetensors.index.json"
-        index_file.write_text(json.dumps({"weight_map": weight_map}))
+        split_into_shards(folder / name)  # the token table lies in whichever it falls into
     files = [part.file for part in open_checkpoint(folder).variant(Component.UNET, TORCH).parts]
     assert files == [f"unet/model-0000{index}-of-00002.safetensors" for index in (1, 2)]
     assert levels_apart(draw(folder, "fp32"), draw(tiny_checkpoint, "fp32")) == 0
