@@ -41,6 +41,6 @@ def make(
     hard = written["references"]["nameless"]
     say(f"wrote {out}: {stories * frames} pictures with masks, {stories} stories")
     say(f"captions after the first that name nobody: {hard:.0%}")
-    say("next: read docs/reference/dataset.md for what each file holds, or storyv-lite train")
+    say("next: read docs/reference/dataset.md for what each file holds")
     if as_json:
         say_json({"folder": str(out), "stories": stories, "frames": stories * frames})
