@@ -4,8 +4,6 @@ Knows the order of the work and what goes into the manifest; how each step is do
 """
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -16,11 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from storyv_lite.bundle import part_entry, refuse_taken
+from storyv_lite.bundle import part_entry
 from storyv_lite.checkpoint import WEIGHTS, describe, read_checkpoint
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.coverage import coverage_of
-from storyv_lite.errors import BundleError, OutputError
+from storyv_lite.errors import BundleError, ConfigError
 from storyv_lite.export.calibrate import (
     STORIES,
     Calibration,
@@ -33,6 +31,7 @@ from storyv_lite.export.calibrate import (
 from storyv_lite.export.capture import DATA, GRAPH, capture, load_graph, quiet, save_graph
 from storyv_lite.export.halve import halve
 from storyv_lite.export.layers import moment_tensors, static_tensors
+from storyv_lite.export.making import making, publish
 from storyv_lite.export.manifest import finish
 from storyv_lite.export.mixed import Target, mix
 from storyv_lite.export.quantize import assert_cannot_saturate, quantize
@@ -47,7 +46,6 @@ from storyv_lite.manifest import Variant
 from storyv_lite.modeling.components import build
 from storyv_lite.quantization import QuantScheme, plan
 
-OLD = "old"  # of a bundle that is being replaced
 MANIFEST_GROWTH = 60_000  # bytes that coverage and the choice of widths take
 VERIFIED_CASES = 8  # per component; evenly taken from the calibration
 _NEWEST_HINT = "train one with `storyv-lite train`, or name its folder: `storyv-lite export CHECKPOINT`"
@@ -86,77 +84,51 @@ def export_checkpoint(
 
     Nothing appears under `out` before every component and whole stories have passed the parity gate;
     `allow_degraded` lets them fail and says so in the manifest. Raises `OutputError` when
-    `out` is taken (unless `force`), `BundleError` for a faulty checkpoint, `ParityError` at the gate.
+    `out` is taken (unless `force`), `BundleError` for a faulty checkpoint, `ConfigError` for one in several
+    files, `ParityError` at the gate.
     `complete` is called with the folder of the finished bundle before that gets its name.
     """
     schemes = plan(scheme)
     record = read_checkpoint(checkpoint)
     describe(checkpoint, record)  # what is unfinished is told before anything is traced
-    sweep(out)  # first: it may bring a bundle back that nobody asked to replace
-    refuse_taken(out, force)
-    _check_space(out, checkpoint)
-    work = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    bundle, wide = work / "bundle", work / "fp32"
-    try:
-        bundle.mkdir(parents=True)
-    except OSError as fault:
-        raise OutputError(f"`{work}` cannot be made: {fault}") from fault
-    try:
+    _refuse_shards(checkpoint)
+    stories = read_stories(checkpoint)
+    with making(out, "partial", force, keep=False) as work:
+        _check_space(work, checkpoint)
+        bundle, wide = work / "bundle", work / "fp32"
+        bundle.mkdir()
         export_wide(checkpoint, wide, progress)
-        calibration = calibrate(wide, read_stories(checkpoint)[:STORIES], progress)
+        calibration = calibrate(wide, stories[:STORIES], progress)
         more: dict[str, Any] = {}
         if target is not None:
-            other, stories = _other_bytes(wide), read_stories(checkpoint)
+            other = _other_bytes(wide)
             mixture = mix(wide, calibration, stories, schemes, target, other, progress)
             schemes, more = mixture.schemes, {"mixture": mixture.record}
         write = (checkpoint, record, schemes, wide, calibration, bundle, out.name, allow_degraded, more)
         _write_bundle(*write, progress)
         complete(bundle)
-        if out.exists():  # never half of the old one under its name: moved away whole, then removed
-            out.rename(work / OLD)
-        bundle.rename(out)
-    finally:
-        _restore(work, out)
-        shutil.rmtree(work, ignore_errors=True)
+        publish(work, bundle, out, force)
     return out
 
 
-def sweep(out: Path) -> None:
-    """Clear away what killed exports to `out` left; a bundle that one was replacing gets its name back."""
-    for work in sorted(out.parent.glob(f".{out.name}.partial-*")):
-        pid = work.name.rpartition("-")[2]
-        if not pid.isdigit() or _runs(int(pid)):
-            continue
-        _restore(work, out)
-        shutil.rmtree(work, ignore_errors=True)
+def _refuse_shards(checkpoint: Path) -> None:
+    """Raise `ConfigError` where weights lie in several files: models of that size are not held in memory."""
+    for file in sorted(checkpoint.glob(f"*/{WEIGHTS}.index.json")):
+        if not (file.parent / WEIGHTS).is_file():
+            raise ConfigError(
+                f"`{file.parent}` has its weights in several files, which are exported one tensor at a time",
+                "add `--low-memory`",
+            )
 
 
-def _check_space(out: Path, checkpoint: Path) -> None:
-    """Raise `OutputError` when the disk of `out` cannot hold the float32 graphs and a bundle as large."""
+def _check_space(work: Path, checkpoint: Path) -> None:
+    """Raise `OutputError` when the disk of `work` cannot hold the float32 graphs and a bundle as large."""
     parameters = 0
     for file in checkpoint.glob(f"*/{WEIGHTS}"):
         # a damaged file is told when it is loaded
         with suppress(SafetensorError, OSError), safe_open(file, framework="numpy") as tensors:
             parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
-    check_space(out.absolute().parent, 2 * 4 * parameters)
-
-
-def _runs(pid: int) -> bool:
-    if os.name == "nt":  # where asking would stop the process
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _restore(work: Path, out: Path) -> None:
-    """Give a bundle that was moved away its name back, unless another has it."""
-    if (work / OLD).exists() and not out.exists():
-        (work / OLD).rename(out)
+    check_space(work, 2 * 4 * parameters)
 
 
 def export_wide(checkpoint: Path, wide: Path, progress: Progress = lambda message: None) -> None:

@@ -35,11 +35,16 @@ SHRINK = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # candidate ranges, as parts of the who
 
 
 def read_stories(checkpoint: Path) -> list[dict[str, Any]]:
-    """What training left to calibrate with. Raises `BundleError` when the file is missing."""
+    """What training left to calibrate with. Raises `BundleError` when the file is missing or damaged."""
     file = checkpoint / "calibration.jsonl"
     if not file.is_file():
         raise BundleError(f"`{file}` is missing; export draws its stories", hint="storyv-lite train")
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except ValueError as fault:
+        raise BundleError(
+            f"`{file}` is damaged: {fault}", hint="take it from a backup, or train anew"
+        ) from fault
 
 
 def calibrate(

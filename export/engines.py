@@ -141,7 +141,7 @@ def add_engines(
         if present and not force and (reason := stale(present.engine or {}, key)):
             raise OutputError(
                 f"`{folder}` has an engine of `{component}`, and {reason}",
-                hint=f"build it anew in its place with `{rebuild_command(bundle)}`",
+                hint=f"build it anew in its place with `{rebuild_command(bundle, builder.name)}`",
             )
         file, began = f"{component}/{source.scheme}-{key.digest[:12]}.{builder.name}", time.perf_counter()
         known = _known_file(component, key, bundle, earlier)

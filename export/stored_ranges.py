@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from storyv_lite.bundle import Bundle
-from storyv_lite.checkpoint import checkpoint_hash, read_checkpoint
+from storyv_lite.checkpoint import checkpoint_hash, describe, read_checkpoint
 from storyv_lite.components import Component, Dimensions
 from storyv_lite.errors import BundleError, ConfigError, OutputError
 from storyv_lite.export.calibrate import STORIES, calibrate, read_stories
@@ -50,6 +50,7 @@ def take_ranges(
     `ConfigError` when the bundle was made of another checkpoint, `BundleError` for a faulty checkpoint.
     """
     record = read_checkpoint(checkpoint)
+    describe(checkpoint, record)
     dims, sha256 = Dimensions(**record["dimensions"]), checkpoint_hash(checkpoint)
     if Bundle.open(bundle, verify=False).provenance.get("checkpoint_sha256") != sha256:
         raise ConfigError(

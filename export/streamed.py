@@ -6,20 +6,20 @@ activations are read from a file; the gate is the distance of every stored weigh
 """
 
 import json
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from storyv_lite import __version__
-from storyv_lite.bundle import hash_file, part_entry, refuse_taken
+from storyv_lite.bundle import hash_file, part_entry
 from storyv_lite.checkpoint import TOKEN_ROWS, describe, embedding_scale, read_checkpoint
 from storyv_lite.components import Component, Dimensions
 from storyv_lite.coverage import Stored, coverage_of
-from storyv_lite.errors import BundleError, ConfigError, OutputError
+from storyv_lite.errors import BundleError, ConfigError, ParityError
+from storyv_lite.export.making import making, publish
 from storyv_lite.export.manifest import finish
 from storyv_lite.export.specs import GRAPHS
 from storyv_lite.export.stored_ranges import ranges_for
@@ -27,11 +27,10 @@ from storyv_lite.export.stream import PART_BYTES, Progress, bytes_per_weight, ch
 from storyv_lite.export.weights import of_folder
 from storyv_lite.manifest import Variant
 from storyv_lite.quantization import FP16, Method, QuantScheme, plan
-from storyv_lite.runtime.disk import locked, write_file
+from storyv_lite.runtime.disk import write_file
 
 TABLE = "weight.npy"
 REQUEST = "request.json"
-OLD = "old"
 _LEAVE = "leave `--ranges` out, or export with `--int8`"
 MARGIN = 1.1  # of the disk space that stored weights need: graphs, pages, layers that stay wider
 
@@ -59,50 +58,60 @@ def stream_checkpoint(
     describe(checkpoint, record)
     dims = Dimensions(**record["dimensions"])
     known = ranges_for(ranges, checkpoint, dims, schemes) if ranges else {}
-    work = out.with_name(f".{out.name}.streamed")
-    if (work / OLD).exists() and not out.exists():  # killed between two renames
-        (work / OLD).rename(out)
-    refuse_taken(out, force)
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise OutputError(f"`{work}` cannot be made: {fault}") from fault
-    with locked(work):
-        _take_up(work, _request(checkpoint, schemes, part_bytes, ranges), progress)
+    with making(out, "streamed", force, keep=True) as work:
+        request = _request(checkpoint, schemes, part_bytes, ranges)
+        _take_up(work, request, progress)
         bundle, records = work / "bundle", work / "records"
         there = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
         check_space(work, max(0, _needed(checkpoint, schemes) - there))
         components: dict[Component, tuple[Variant, ...]] = {}
         for component in GRAPHS:
             given = (component, checkpoint, dims, schemes[component], bundle, records, part_bytes)
-            variant = stream_component(*given, known.get(component), progress)
+            try:
+                variant = stream_component(*given, known.get(component), progress)
+            except ParityError:  # the same weights would be lost again
+                shutil.rmtree(work, ignore_errors=True)
+                raise
             components[component] = (variant,)
         progress("write the token table")
         components[Component.TOKEN_EMBEDDING] = (write_table(checkpoint, bundle),)
+        if _request(checkpoint, schemes, part_bytes, ranges) != request:
+            raise BundleError(
+                f"`{checkpoint}` was changed while it was exported", "export it again when nothing trains it"
+            )
         finish(checkpoint, record, bundle, out.name, components)
-        if out.exists():
-            out.rename(work / OLD)
-        bundle.rename(out)
-    shutil.rmtree(work, ignore_errors=True)
+        publish(work, bundle, out, force)
     return out
 
 
 def refuse_unwritten(schemes: Mapping[Component, QuantScheme], ranges: Path | None) -> None:
     """Raise `ConfigError` for a scheme that cannot be written so, or that needs ranges and has none."""
-    for component, scheme in schemes.items():
-        if scheme.half and scheme.default is Method.STATIC:  # ranges are taken of graphs in 32 bits
-            raise ConfigError(
-                f"`{component}` as {scheme.name} is not written one tensor at a time",
-                hint=f"store it otherwise: `--scheme {component}=half` or `--scheme {component}=int4`",
-            )
-        if scheme.default is Method.STATIC and ranges is None:
-            raise ConfigError(
-                f"`{component}` as {scheme.name} rounds activations, and their ranges are not known",
-                hint="take them with `storyv-lite ranges CHECKPOINT -o FILE` and give `--ranges FILE`, "
-                f"or store it otherwise: `--scheme {component}=int4`",
-            )
-    if ranges is not None and all(scheme.default is not Method.STATIC for scheme in schemes.values()):
+    rounded = {component: s for component, s in schemes.items() if s.default is Method.STATIC}
+    halved = [component for component, scheme in rounded.items() if scheme.half]
+    if halved:  # ranges are taken of graphs in 32 bits
+        raise ConfigError(
+            f"{_told(halved)} as {rounded[halved[0]].name} cannot be written one tensor at a time",
+            hint=f"store it otherwise: `--scheme {_stored(halved, 'half')}` or "
+            f"`--scheme {_stored(halved, 'int4')}`",
+        )
+    if rounded and ranges is None:
+        names = " and ".join(dict.fromkeys(scheme.name for scheme in rounded.values()))
+        raise ConfigError(
+            f"{_told(rounded)} as {names}: activations are rounded, and their ranges are not known",
+            hint="take them with `storyv-lite ranges CHECKPOINT -o FILE` and give `--ranges FILE`, "
+            f"or store it otherwise: `--scheme {_stored(rounded, 'int4')}`",
+        )
+    if ranges is not None and not rounded:
         raise ConfigError("no part of this export rounds activations, so it has no use for ranges", _LEAVE)
+
+
+def _told(components: Iterable[Component]) -> str:
+    return ", ".join(f"`{component}`" for component in components)
+
+
+def _stored(components: Iterable[Component], scheme: str) -> str:
+    """As `--scheme` takes it."""
+    return ",".join(f"{component}={scheme}" for component in components)
 
 
 def write_table(checkpoint: Path, folder: Path) -> Variant:
@@ -143,7 +152,7 @@ def _take_up(work: Path, request: Mapping[str, Any], progress: Progress) -> None
         progress("take up the export that was begun")
         return
     for entry in work.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else os.unlink(entry)
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     write_file(note, text)
 
 

@@ -83,7 +83,7 @@ def locked(folder: Path) -> Iterator[None]:
             if fault.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
                 raise
             raise OutputError(
-                f"another process is drawing into `{folder}`", "wait until it has ended"
+                f"another process is writing into `{folder}`", "wait until it has ended"
             ) from fault
         yield
     finally:

@@ -167,7 +167,7 @@ def find_bundle(name_or_path: str | Path | None = None, folder: Path | None = No
 
 def refuse_taken(out: Path, force: bool) -> None:
     """Raise `OutputError` where no bundle can be put in place; `force` replaces one, and nothing else."""
-    if not out.exists() or (force and (out / MANIFEST).is_file()):
+    if not os.path.lexists(out) or (force and (out / MANIFEST).is_file()):
         return
     if not force:
         raise OutputError(f"`{out}` exists", "name another folder with `-o`, or give `--force`")

@@ -118,8 +118,8 @@ def refuse(component: Component, scheme: str, reason: str) -> BackendError:
     )
 
 
-def rebuild_command(bundle: Bundle) -> str:
-    return f"storyv-lite export {shlex.quote(str(bundle.path))} --target tensorrt --force"
+def rebuild_command(bundle: Bundle, builder: str) -> str:
+    return f"storyv-lite export {shlex.quote(str(bundle.path))} --target {builder} --force"
 
 
 def _numbers(capability: str) -> tuple[int, ...]:

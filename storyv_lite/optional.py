@@ -21,6 +21,12 @@ def require(module: str, extra: str) -> ModuleType:
         ) from missing
 
 
+def require_export() -> None:
+    """Raise `MissingDependency` where one of the packages that an export uses is missing."""
+    for module in ("torch", "transformers", "diffusers", "accelerate", "optimum", "onnx", "onnxscript"):
+        require(module, "export")
+
+
 def installed(module: str) -> bool:
     """Whether a package is there, without importing it."""
     return importlib.util.find_spec(module) is not None

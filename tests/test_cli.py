@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -162,6 +163,18 @@ def test_inspect_shows_every_component_with_its_scheme(tiny_bundle: Path, run: R
     answer = json.loads(out.splitlines()[-1])
     assert code == 0 and "unet" in out and answer["components"]["unet"] == ["fp32"]
     assert answer["bytes"] == sum(file.stat().st_size for file in tiny_bundle.rglob("*") if file.is_file())
+
+
+def test_inspect_refuses_a_bundle_that_lacks_a_component(
+    tiny_bundle: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    file = tmp_path / "bundle" / "manifest.json"
+    whole = json.loads(file.read_text())
+    for unet in ({"unet": {"variants": []}}, {}):
+        components = {name: entry for name, entry in whole["components"].items() if name != "unet"}
+        file.write_text(json.dumps({**whole, "components": {**components, **unet}}))
+        assert "nothing for `unet`" in refused(4, "inspect", tmp_path / "bundle")
 
 
 def test_doctor_says_what_this_machine_can_run(run: Run) -> None:

@@ -52,8 +52,9 @@ def test_mixed_widths_become_no_engine() -> None:
 def test_a_bundle_is_no_checkpoint(tiny_bundle: Path) -> None:
     told = refused(2, tiny_bundle)
     assert "is a bundle: it can get engines" in told and f"export {tiny_bundle} --target tensorrt" in told
-    for option in ("--int4", "--fp16", "--allow-degraded"):
-        refused(2, tiny_bundle, "--target", "tensorrt", option)
+    for option in ("--int4", "--fp16", "--allow-degraded", "--low-memory"):
+        told = refused(2, tiny_bundle, "--target", "tensorrt-rtx", option)
+        assert f"export {tiny_bundle} --target tensorrt-rtx" in told
 
 
 @needs_rtx

@@ -164,7 +164,7 @@ def test_a_folder_that_somebody_draws_into_is_refused(refused: Said) -> None:
             ("render", "day.txt", "--force", "-o", "day-storyboard"),
             ("continue", "day-storyboard"),
         ):
-            assert "another process is drawing into `day-storyboard`" in refused(2, *arguments)
+            assert "another process is writing into `day-storyboard`" in refused(2, *arguments)
 
 
 def poison(word: str) -> None:

@@ -69,13 +69,13 @@ def read_engine(bundle: Bundle, component: Component, builder: str, gpu: str = "
     module = require(BUILDERS[builder], builder)
     variant = engine_variant(bundle, component, builder)
     if variant is None:
-        raise BundleError(f"`{bundle.path}` has no engine of `{component}`", rebuild_command(bundle))
+        raise BundleError(f"`{bundle.path}` has no engine of `{component}`", rebuild_command(bundle, builder))
     here = gpu or driver.compute_capability()
     key = make_key(bundle.variant(component), builder, str(module.__version__), here)
     if reason := stale(variant.engine or {}, key):
         raise BundleError(
             f"the engine of `{component}` in `{bundle.path}` is not the one needed: {reason}",
-            hint=f"build it anew with `{rebuild_command(bundle)}`",
+            hint=f"build it anew with `{rebuild_command(bundle, builder)}`",
         )
     return bundle.file(variant.parts[0].file).read_bytes()
 

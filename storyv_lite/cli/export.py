@@ -15,7 +15,7 @@ from storyv_lite.coverage import shares, summary
 from storyv_lite.engine import refuse, unreadable
 from storyv_lite.errors import ConfigError
 from storyv_lite.memory import format_bytes, parse_bytes
-from storyv_lite.optional import require
+from storyv_lite.optional import require_export
 from storyv_lite.quantization import DRAWING, plan
 
 if TYPE_CHECKING:
@@ -95,10 +95,12 @@ def export(
         raise ConfigError(f"`{target}` is no target; there are {', '.join(TARGETS)}", "give one of them")
     aims = target_bytes or target_psnr is not None
     if checkpoint is not None and (checkpoint / MANIFEST).is_file():
-        if target == "onnx" or any(presets.values()) or scheme or aims or out or allow_degraded:
+        other = any(presets.values()) or scheme or aims or out or allow_degraded or low_memory or ranges
+        if target == "onnx" or other:
+            builder_name = "tensorrt" if target == "onnx" else target
             raise ConfigError(
                 f"`{checkpoint}` is a bundle: it can get engines, and nothing else can be made of it",
-                hint=f"storyv-lite export {shlex.quote(str(checkpoint))} --target tensorrt",
+                hint=f"storyv-lite export {shlex.quote(str(checkpoint))} --target {builder_name}",
             )
         _add_engines(checkpoint, target, force, as_json)
         return
@@ -117,8 +119,7 @@ def export(
         for component in DRAWING:
             if reason := unreadable(chosen[component]):
                 raise refuse(component, chosen[component].name, reason)
-    for module in ("torch", "transformers", "diffusers", "onnx", "onnxscript"):
-        require(module, "export")
+    require_export()
     from storyv_lite.export import assemble
     from storyv_lite.export.engines import add_engines
     from storyv_lite.export.mixed import Target
@@ -145,7 +146,7 @@ def export(
     aim = None if most is None and target_psnr is None else Target(most, target_psnr)
     if aim is not None:
         name += f"-{target_bytes or f'{target_psnr:g}dB'}".replace(" ", "")
-    folder = out or Path("bundles") / f"{checkpoint.name}-{name}{suffix}"
+    folder = out or Path("bundles") / f"{checkpoint.resolve().name}-{name}{suffix}"
     engines: list[Engine] = []
     with progress() as show:
 

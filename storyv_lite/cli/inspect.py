@@ -8,6 +8,7 @@ import typer
 from storyv_lite.bundle import Bundle, find_bundle
 from storyv_lite.cli.console import say, say_json
 from storyv_lite.cli.options import JsonOption
+from storyv_lite.components import Component
 from storyv_lite.coverage import lines, shares, summary
 from storyv_lite.memory import format_bytes
 
@@ -22,6 +23,9 @@ def inspect(
     """Check a bundle and show what it holds."""
     path, why = find_bundle(bundle or None)
     opened = Bundle.open(path)
+    for component in Component:
+        if not opened.components.get(component):
+            opened.variant(component)  # tells, as drawing would
     dims = opened.model.dimensions
     sampler = opened.model.sampler
     say(f"{opened.name}: {path} ({why})")

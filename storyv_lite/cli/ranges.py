@@ -10,7 +10,7 @@ import typer
 from storyv_lite.bundle import find_bundle
 from storyv_lite.cli.console import note, progress, say, say_json
 from storyv_lite.cli.options import ForceOption, JsonOption, check_file
-from storyv_lite.optional import require
+from storyv_lite.optional import require_export
 
 
 def ranges(
@@ -43,8 +43,7 @@ def ranges(
 
     A bundle of the checkpoint draws stories; then float32 parts run one after another on what it was fed.
     """
-    for module in ("torch", "transformers", "diffusers", "onnx", "onnxscript"):
-        require(module, "export")
+    require_export()
     from storyv_lite.export.assemble import newest_checkpoint
     from storyv_lite.export.stored_ranges import save_ranges, take_ranges
 

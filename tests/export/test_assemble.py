@@ -26,8 +26,9 @@ from storyv_lite.checkpoint import checkpoint_hash, read_checkpoint, trained_fra
 from storyv_lite.cli import app
 from storyv_lite.components import Component, signature
 from storyv_lite.errors import BundleError, ConfigError, OutputError, ParityError
-from storyv_lite.export.assemble import export_checkpoint, newest_checkpoint, sweep
+from storyv_lite.export.assemble import export_checkpoint, newest_checkpoint
 from storyv_lite.export.capture import load_graph, save_graph
+from storyv_lite.export.making import making
 from storyv_lite.export.mixed import Target
 from storyv_lite.export.specs import GRAPHS, dummy_inputs
 from storyv_lite.export.story_parity import ssim
@@ -157,21 +158,32 @@ def test_a_killed_export_leaves_the_old_bundle_whole_and_the_next_one_clears_up(
     child = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": root})
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert (out / "manifest.json").read_text() == "old" and len(list(tmp_path.iterdir())) == 2
-    sweep(out)
+    with making(out, "partial", force=True, keep=False):
+        pass
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_a_bundle_that_a_killed_export_was_replacing_gets_its_name_back(tmp_path: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    old = tmp_path / f".out.partial-{gone.pid}" / "old"
-    old.mkdir(parents=True)
-    (old / "manifest.json").write_text("old")
-    mine = tmp_path / f".out.partial-{os.getpid()}"
-    mine.mkdir()
-    sweep(tmp_path / "out")
-    assert (tmp_path / "out" / "manifest.json").read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [mine.name, "out"]
+def test_weights_in_several_files_are_exported_with_little_memory_alone(
+    tiny_checkpoint: Path, tmp_path: Path, split_into_shards: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+    split_into_shards(folder / "language_model")
+    with pytest.raises(ConfigError, match="`.*language_model` has its weights in several files") as fault:
+        export_checkpoint(folder, tmp_path / "out")
+    assert fault.value.hint == "add `--low-memory`"
+
+
+def test_a_cut_calibration_file_is_told_before_anything_is_made(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+    file = folder / "calibration.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(BundleError, match="`.*calibration.jsonl` is damaged"):
+        export_checkpoint(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_too_little_disk_is_told_before_anything_is_made(

@@ -118,7 +118,7 @@ def test_a_stale_engine_is_refused_and_replaced_only_when_asked(
     change_key(folder, version="1.0")
     with pytest.raises(OutputError, match="built for the version `1.0`, and here it is") as caught:
         add_engines(folder, builder, components=[DECODER])
-    assert f"storyv-lite export {folder} --target tensorrt --force" in caught.value.hint
+    assert f"storyv-lite export {folder} --target tensorrt-rtx --force" in caught.value.hint
     (engine,) = add_engines(folder, builder, force=True, components=[DECODER])
     assert engine.seconds > 0
     assert len(read_engine(Bundle.open(folder), DECODER, "tensorrt-rtx", "8.9")) == engine.bytes
@@ -146,7 +146,7 @@ def test_an_engine_whose_key_differs_is_never_loaded(
     change_key(folder, **changes)
     with pytest.raises(BundleError, match=reason) as caught:
         read_engine(Bundle.open(folder), DECODER, "tensorrt-rtx", gpu="8.9")
-    assert f"storyv-lite export {folder} --target tensorrt --force" in caught.value.hint
+    assert f"storyv-lite export {folder} --target tensorrt-rtx --force" in caught.value.hint
 
 
 @needs_rtx

@@ -118,6 +118,14 @@ def test_stored_in_8_bits_what_draws_stays_within_the_limit(
     assert compare(*answers).snr_db > LIMITS["int8"].snr_db
 
 
+def test_ranges_of_an_unfinished_checkpoint_are_refused(
+    tiny_bundle: Path, tmp_path: Path, refused: Refused
+) -> None:
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "checkpoint.json").write_text('{"schema": 1}')
+    assert "lacks `dimensions`" in refused(4, "ranges", tmp_path / "begun", "--bundle", tiny_bundle)
+
+
 def answer(folder: Path, feed: Feed) -> Any:
     import onnxruntime
 
@@ -183,9 +191,13 @@ def test_ranges_of_another_graph_name_a_tensor_that_has_none(
 @pytest.mark.parametrize(
     ("scheme", "given", "says"),
     [
-        ("int8", False, "`unet` as int8 rounds activations, and their ranges are not known"),
+        (
+            "int8",
+            False,
+            "`unet`, `vae_decoder` as int8: activations are rounded, and their ranges are not known",
+        ),
         ("fp16", True, "no part of this export rounds activations"),
-        ("int8,unet=int8-symmetric", True, "`unet` as int8-symmetric is not written one tensor at a time"),
+        ("int8,unet=int8-symmetric", True, "`unet` as int8-symmetric cannot be written one tensor at a time"),
     ],
 )
 def test_schemes_and_ranges_that_do_not_fit_are_refused(

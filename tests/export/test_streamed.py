@@ -1,6 +1,7 @@
 """Whole checkpoints exported one tensor at a time: bundles that draw, or nothing under the name."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component
-from storyv_lite.errors import ConfigError, OutputError
+from storyv_lite.errors import BundleError, ConfigError, OutputError
 from storyv_lite.export import streamed
 from storyv_lite.export.streamed import stream_checkpoint
 from storyv_lite.runtime.backends import open_backend
@@ -81,8 +82,9 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
 
 
 def test_schemes_that_need_ranges_are_refused_without_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="`unet` as int8 rounds activations"):
-        stream_checkpoint(tiny_checkpoint, tmp_path / "bundle", "int4")
+    with pytest.raises(ConfigError, match="`unet`, `vae_decoder` as int8: activations are rounded") as fault:
+        stream_checkpoint(tiny_checkpoint, tmp_path / "bundle", "int4,fusion=int4")
+    assert "--scheme unet=int4,vae_decoder=int4" in fault.value.hint
 
 
 def test_a_bundle_that_is_there_is_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -99,3 +101,18 @@ def test_another_request_begins_anew(tiny_checkpoint: Path, tmp_path: Path) -> N
     told: list[str] = []
     stream_checkpoint(tiny_checkpoint, tmp_path / "bundle", INT4, progress=told.append)
     assert "take up the export that was begun" not in told
+
+
+def test_a_checkpoint_that_is_trained_meanwhile_is_not_exported(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+
+    def train(message: str) -> None:
+        if message == "write the token table":
+            os.utime(folder / "unet" / "model.safetensors")
+
+    with pytest.raises(BundleError, match="was changed while it was exported"):
+        stream_checkpoint(folder, tmp_path / "bundle", INT4, progress=train)
+    assert not (tmp_path / "bundle").exists()
