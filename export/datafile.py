@@ -1,6 +1,7 @@
 """The external data of one graph, written tensor by tensor: what is quantized is no longer in memory.
 
-Knows offsets, hashes and how far stored weights are from what they were; not which layer gets which method.
+Knows offsets, hashes and how far the weights it hears of are from what they were (of a layer some output
+channels, see `quantize.HEARD`; what stays in 32 bits is what it was); not which layer gets which method.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from onnx import helper, numpy_helper
 
 from storyv_lite.errors import OutputError
 from storyv_lite.export.capture import EXTERNAL_FROM
-from storyv_lite.export.verify import Failure, compare
+from storyv_lite.export.verify import NO_NUMBER, Failure, compare
 from storyv_lite.export.weight_parity import LIMITS
 from storyv_lite.export.weights import Weights
 
@@ -70,7 +71,8 @@ class DataFile:
         value = self.read(tensor)
         if not self.half:
             return self.store(tensor.name, value)
-        rounded = value.astype(np.float16)
+        with np.errstate(over="ignore"):  # an infinity is told with the tensor's name
+            rounded = value.astype(np.float16)
         self.hear(tensor.name, 16, rounded, value)
         return self.store(tensor.name, rounded)
 
@@ -93,8 +95,8 @@ class DataFile:
         return tensor
 
     def hear(self, layer: str, bits: int, packed: Array, right: Array) -> None:
-        if not np.isfinite(packed).all():
-            self.failures.append(Failure(self.component, "nan", 0.0, 0.0))
+        if not (np.isfinite(packed).all() and np.isfinite(right).all()):
+            self.failures.append(Failure(self.component, f"{NO_NUMBER} `{layer}`", 0.0, 0.0))
         elif not np.array_equal(packed, right):  # a layer of zeros has no ratio
             ratio = compare(packed, right).snr_db
             self.errors[bits] = min(self.errors.get(bits, ratio), ratio)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from storyv_lite.components import Component
+from storyv_lite.components import ALIASES, Component
 from storyv_lite.errors import ConfigError
 from storyv_lite.export.calibrate import Calibration
 from storyv_lite.export.capture import load_graph
@@ -17,7 +17,7 @@ from storyv_lite.export.quantize import quantize
 from storyv_lite.export.sensitivity import MIXED, measure_layers, prices
 from storyv_lite.export.simplify import shorten
 from storyv_lite.memory import format_bytes
-from storyv_lite.quantization import Method, QuantScheme, Rounding, Rule
+from storyv_lite.quantization import SCHEMES, Method, QuantScheme, Rounding, Rule
 from storyv_lite.widths import Layer, Option, choose
 
 LEAST, AIM, MOST = 0.982, 0.991, 0.999  # parts of the byte target
@@ -40,6 +40,18 @@ class Mixture:
 
     schemes: Mapping[Component, QuantScheme]
     record: Mapping[str, Any]
+
+
+def refuse_both(scheme: str) -> None:
+    """Raise `ConfigError` when `scheme`, as `--scheme` takes it, names a part that a target chooses for."""
+    for item in filter(None, (item.strip() for item in scheme.split(","))):
+        component, _, name = item.rpartition("=")
+        named = [ALIASES.get(component, component)] if component else list(SCHEMES[name])
+        if both := [part for part in MIXED if part in named]:
+            raise ConfigError(
+                f"a target chooses the widths of `{both[-1]}`, and `--scheme` says `{item}`",
+                hint=f"leave the target out, or `{item}`",
+            )
 
 
 def mix(
@@ -71,7 +83,7 @@ def mix(
         fixed = other_bytes + sum(
             graph_bytes(wide / part, scheme) for part, scheme in schemes.items() if part not in MIXED
         )
-        chosen = _fit(wide, layers, target.bytes, fixed)
+        chosen = fit(wide, layers, target.bytes, fixed)
     found = [(layer, option) for layer, option in zip(layers, chosen, strict=True)]
     error = sum(option.error for option in chosen)
     predicted = {"predicted_mse": float(f"{error:.4g}")}
@@ -106,21 +118,28 @@ def graph_bytes(folder: Path, scheme: QuantScheme) -> int:
     return int(shorten(quantized.model).ByteSize())
 
 
-def _fit(wide: Path, layers: Sequence[Layer], target: int, fixed: int) -> list[Option]:
-    """The choice whose bundle lands just below `target`; what graphs weigh beside weights is tried out."""
+def fit(wide: Path, layers: Sequence[Layer], target: int, fixed: int) -> list[Option]:
+    """The choice whose bundle lands just below `target`; what graphs weigh beside weights is tried out.
+
+    `fixed` are the bytes of everything else. Raises `ConfigError` when the smallest bundle is larger.
+    """
+
+    def weigh(chosen: Sequence[Option]) -> int:
+        return fixed + sum(graph_bytes(wide / c, s) for c, s in as_schemes(layers, chosen).items())
+
+    best = choose(layers, 0)  # nothing fits, so all stay smallest
+    if (most := weigh(best)) > target:
+        raise ConfigError(
+            f"the smallest bundle has about {format_bytes(most)}; {format_bytes(target)} were asked for",
+            hint="give a larger `--target-bytes`",
+        )
     room = AIM * target - fixed
     for _ in range(ATTEMPTS):
         chosen = choose(layers, room)
-        total = fixed + sum(graph_bytes(wide / c, s) for c, s in as_schemes(layers, chosen).items())
-        if LEAST * target <= total <= MOST * target:
-            return chosen
-        smallest = [layer.options[0] for layer in layers]
-        if total > target and chosen == smallest:
-            raise ConfigError(
-                f"the smallest bundle has about {format_bytes(total)}; {format_bytes(target)} were asked for",
-                hint="give a larger `--target-bytes`",
-            )
-        if total < target and all(option.bits == 16 for option in chosen):
-            return chosen  # everything has all its bits, and there is room left
+        total = weigh(chosen)
+        if most < total <= MOST * target:
+            best, most = chosen, total
+        if LEAST * target <= most or (total < target and all(option.bits == 16 for option in chosen)):
+            break  # close enough, or everything has all its bits and there is room left
         room += AIM * target - total
-    return chosen
+    return best

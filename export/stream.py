@@ -64,7 +64,7 @@ def stream_component(
     are rounded to nearest: other ways need the wide graph to run. `ranges` are needed for static layers.
     `any_size` leaves the sides of a UNet's latents open (axes `height`, `width`).
     Raises `ConfigError` when a range is missing, `ParityError` for weights too far from what they were,
-    `BundleError` for a faulty checkpoint, `OutputError` for a full disk.
+    `BundleError` for a faulty checkpoint (a weight that is no number is one), `OutputError` for a full disk.
     """
     return_freed_memory()
     scheme = replace(scheme, rounding=Rounding.NEAREST)
@@ -143,7 +143,8 @@ def _write(
         data = graph.with_name(f"{name}.data")
     with DataFile(data, part.weights, component, scheme.half) as vault:
         quantized = quantize(clean(part.model), scheme, ranges, vault=vault)
-    refuse(vault.failures)
+    wider = "fp16" if STORAGE[scheme.default].bits < 16 else "fp32"  # `half` is wide by default
+    refuse(vault.failures, hint=f"store it wider: `--scheme {component}={wider}`")
     model = halve(quantized.model) if scheme.half else quantized.model
     graph.write_bytes(shorten(model).SerializeToString(deterministic=True))
     with graph.open("rb") as stream:

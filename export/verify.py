@@ -48,6 +48,8 @@ LIMITS: Mapping[str, Limits] = {
     "mixed": Limits(10.0, 0.95, 0.8, 13.0),
 }
 STORY = "story"  # what failures of whole stories are counted under
+NO_NUMBER = "NaN or infinity at"  # a layer: the metric of weights that no ratio can be taken of
+_WIDER = "export with a wider scheme, such as `--fp16`; `--allow-degraded` writes it all the same"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Failure:
             return f"`{self.component}` answers with NaN, which is no number"
         if self.metric == "spread":
             return f"`{self.component}` answers with one constant"
+        if self.metric.startswith(NO_NUMBER):
+            return f"`{self.component}` has {self.metric}"
         return f"`{self.component}` has {self.metric} {self.value:.4g}; {self.limit:.4g} is needed"
 
 
@@ -136,13 +140,10 @@ def failures(
     return found
 
 
-def refuse(found: list[Failure]) -> None:
+def refuse(found: list[Failure], hint: str = _WIDER) -> None:
     """Raise `ParityError` naming component, metric, value and limit of every failure; nothing for none."""
     if found:
-        raise ParityError(
-            "; ".join(map(str, found)),
-            hint="export with a wider scheme, such as `--fp16`; `--allow-degraded` writes it all the same",
-        )
+        raise ParityError("; ".join(map(str, found)), hint)
 
 
 def measure(folder: Path) -> Parity:

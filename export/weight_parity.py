@@ -15,7 +15,7 @@ from storyv_lite.errors import ParityError
 from storyv_lite.export.layers import attribute, is_layer
 from storyv_lite.export.products import as_matrix
 from storyv_lite.export.rounding import widen_blocks
-from storyv_lite.export.verify import Failure, compare
+from storyv_lite.export.verify import NO_NUMBER, Failure, compare
 
 Array = NDArray[Any]
 # Smallest signal-to-noise ratio of a layer's weights, in decibels, by bits. The default model has 18.9 and
@@ -41,8 +41,8 @@ def check_weights(component: str, packed: onnx.ModelProto, wide: onnx.ModelProto
         )
         value, bits = _widened(packed, found[node.name])
         figure, metric = "weight_snr_db", f"at `{node.name}`"
-        if not np.isfinite(value).all():
-            failures.append(Failure(component, "nan", 0.0, 0.0))
+        if not (np.isfinite(value).all() and np.isfinite(right).all()):
+            failures.append(Failure(component, f"{NO_NUMBER} `{node.name}`", 0.0, 0.0))
         elif value.shape != right.shape:
             failures.append(Failure(component, f"weights of another shape {metric}", 0.0, 0.0))
         elif not np.array_equal(value, right):  # a layer of zeros has no ratio

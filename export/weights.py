@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
+from storyv_lite.errors import BundleError
 from storyv_lite.tensors import StoredTensor, open_shards
 
 Array = NDArray[Any]
@@ -56,9 +57,12 @@ def of_module(module: nn.Module) -> dict[str, Weight]:
 
 @contextmanager
 def of_folder(folder: Path) -> Iterator[dict[str, Weight]]:
-    """The weights of a component's folder, on the disk. Raises `BundleError` for a faulty file."""
+    """The weights of a component's folder, on the disk.
+
+    Raises `BundleError` for a faulty file; so does reading a weight in which something is no number.
+    """
     with open_shards(folder) as tensors:
-        yield {name: _stored(tensor) for name, tensor in tensors.items()}
+        yield {name: _stored(name, tensor) for name, tensor in tensors.items()}
 
 
 def stacked(*weights: Weight) -> Weight:
@@ -109,5 +113,15 @@ def fill(structure: Structure) -> onnx.ModelProto:
     return model
 
 
-def _stored(tensor: StoredTensor) -> Weight:
-    return Weight(tensor.shape, tensor.read)
+def _stored(name: str, tensor: StoredTensor) -> Weight:
+    def read() -> Floats:
+        value = tensor.read()
+        # both are NaN where one value is; a mask of all values would be a quarter of them again in memory
+        if not np.isfinite([value.min(initial=0), value.max(initial=0)]).all():
+            raise BundleError(
+                f"`{tensor.stream.name}` has NaN or infinity in `{name}`",
+                hint="repair that file, or train it again: storyv-lite train",
+            )
+        return value
+
+    return Weight(tensor.shape, read)

@@ -26,7 +26,7 @@ class Parts:
         """
         self._loads, self._wanted = loads, wanted
         self._kept = [load() for load in loads] if whole or len(loads) == 1 else []
-        self._takes: list[set[str]] = []  # inputs of every part, known once all have run
+        self._takes: list[set[str]] = []  # inputs of every part that was ever reached
 
     def run(self, known: Mapping[str, object], use: Run) -> Tensors:
         """The outputs of the whole for inputs by name.
@@ -38,7 +38,7 @@ class Parts:
         tensors: Tensors = dict(known)  # type: ignore[arg-type]
         answers: Tensors = {}
         for index, load in enumerate(self._loads):
-            given = self._part(self._kept[index] if self._kept else load(), tensors, use)
+            given = self._part(index, self._kept[index] if self._kept else load(), tensors, use)
             answers |= {name: given[name] for name in self._wanted if name in given}
             later = self._takes[index + 1 :]
             if len(self._takes) == len(self._loads):
@@ -58,11 +58,11 @@ class Parts:
     def close(self) -> None:
         self._loads, self._kept = (), []
 
-    def _part(self, session: ort.InferenceSession, tensors: Tensors, use: Run) -> Tensors:
+    def _part(self, index: int, session: ort.InferenceSession, tensors: Tensors, use: Run) -> Tensors:
         taken = {value.name for value in session.get_inputs()}
         if missing := sorted(taken - tensors.keys()):
             raise BundleError(f"no part gives {', '.join(missing)}, which another takes", hint=_EXPORT)
-        if len(self._takes) < len(self._loads):
+        if len(self._takes) == index:
             self._takes.append(taken)
         return use(session, {name: tensors[name] for name in taken})
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from storyv_lite.bundle import Bundle
 from storyv_lite.components import Component, Dimensions, signature
-from storyv_lite.errors import ParityError
+from storyv_lite.errors import BundleError, ParityError
 from storyv_lite.export import rounding
 from storyv_lite.export.capture import GRAPH, capture, clean, load_graph, save_graph
 from storyv_lite.export.halve import halve
@@ -23,6 +23,7 @@ from storyv_lite.export.quantize import quantize
 from storyv_lite.export.simplify import shorten
 from storyv_lite.export.specs import GRAPHS, dummy_inputs
 from storyv_lite.export.stream import stream_component
+from storyv_lite.export.streamed import write_table
 from storyv_lite.export.verify import compare
 from storyv_lite.manifest import Variant
 from storyv_lite.modeling.components import build
@@ -136,9 +137,61 @@ def test_weights_that_do_not_survive_are_refused(
         return packed ^ 0x88, scales
 
     monkeypatch.setattr("storyv_lite.export.quantize.blocks", turned)
-    with pytest.raises(ParityError, match="`language_model` has weight_snr_db at `/layers.0"):
+    with pytest.raises(ParityError, match="`language_model` has weight_snr_db at `/layers.0") as refusal:
         stream(LANGUAGE, tiny_checkpoint, dims, INT4, tmp_path)
+    assert refusal.value.hint == "store it wider: `--scheme language_model=fp16`"
     assert not list((tmp_path / "records").iterdir())
+
+
+def changed(
+    checkpoint: Path, component: Component, name: str, value: float, place: Path, count: int = 1
+) -> Path:
+    """A copy of a checkpoint in which the first `count` numbers of one tensor are `value`."""
+    folder = shutil.copytree(checkpoint, place / "changed")
+    file = folder / component / "model.safetensors"
+    tensors = load_file(file)
+    tensors[name].reshape(-1)[:count] = value
+    save_file(tensors, file)
+    return folder
+
+
+@pytest.mark.parametrize("scheme", [FP32, FP16, INT8, INT4], ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize(
+    ("name", "value"), [("model.layers.0.mlp.down_proj.weight", np.nan), ("model.norm.weight", -np.inf)]
+)
+def test_a_weight_that_is_no_number_is_told_with_its_file_whatever_it_is_stored_as(
+    scheme: QuantScheme, name: str, value: float, tiny_checkpoint: Path, dims: Dimensions, tmp_path: Path
+) -> None:
+    broken = changed(tiny_checkpoint, LANGUAGE, name, value, tmp_path)
+    told = f"language_model/model.safetensors` has NaN or infinity in `{name}`"
+    with pytest.raises(BundleError, match=told) as refusal:
+        stream(LANGUAGE, broken, dims, scheme, tmp_path)
+    assert "storyv-lite train" in refusal.value.hint
+    assert not list((tmp_path / "records").iterdir())
+
+
+def test_a_token_table_with_something_that_is_no_number_is_not_written(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    broken = changed(tiny_checkpoint, LANGUAGE, "model.embed_tokens.weight", np.nan, tmp_path)
+    with pytest.raises(BundleError, match="has NaN or infinity in `model.embed_tokens.weight`"):
+        write_table(broken, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(1e5, "has NaN or infinity at `.*conv_in.bias`"), (3e-8, "has weight_snr_db at `.*conv_in.bias`")],
+)
+def test_weights_that_16_bits_cannot_hold_are_refused_with_a_scheme_that_does(
+    value: float, told: str, tiny_checkpoint: Path, dims: Dimensions, tmp_path: Path
+) -> None:
+    folder = changed(tiny_checkpoint, Component.UNET, "conv_in.bias", value, tmp_path, 1000)
+    half = SCHEMES["half"][Component.UNET]
+    with pytest.raises(ParityError, match=f"`unet` {told}") as refusal:
+        stream(Component.UNET, folder, dims, half, tmp_path)
+    assert refusal.value.hint == "store it wider: `--scheme unet=fp32`"
+    wide = SCHEMES["fp32"][Component.UNET]
+    assert stream(Component.UNET, folder, dims, wide, tmp_path / "wide").parts
 
 
 @pytest.fixture(scope="module")

@@ -73,9 +73,17 @@ def test_two_swapped_weights_are_named(method: Method) -> None:
 
 
 @pytest.mark.parametrize("method", [Method.HALF, Method.WEIGHT_ONLY, Method.BLOCK4])
-def test_not_a_number_in_one_layer_is_told(method: Method) -> None:
+def test_not_a_number_in_one_layer_is_named(method: Method) -> None:
     packed = quantize(network(), QuantScheme("", method)).model
     name = {Method.HALF: "w2.wide.f16", Method.WEIGHT_ONLY: "w2.127.scale", Method.BLOCK4: "w2.scales.f16"}
     change(packed, name[method], lambda values: np.where(values == values.max(), np.nan, values))
-    with pytest.raises(ParityError, match="`net` answers with NaN"):
+    with pytest.raises(ParityError, match="`net` has NaN or infinity at `/net/second/MatMul`"):
         refuse(check_weights("net", packed, network()))
+
+
+@pytest.mark.parametrize("method", [Method.WEIGHT_ONLY, Method.BLOCK4])
+def test_weights_that_were_no_numbers_before_do_not_pass(method: Method) -> None:
+    packed, right = quantize(network(), QuantScheme("", method)).model, network()
+    change(right, "w1", lambda values: np.where(values == values.max(), np.nan, values))
+    with pytest.raises(ParityError, match="`net` has NaN or infinity at `/net/first/MatMul`"):
+        refuse(check_weights("net", packed, right))
