@@ -2,7 +2,8 @@
 
 Knows the order of the work, and what makes a half-finished export one that can be taken up again: the same
 checkpoint, schemes, ranges and size of parts. Nothing is drawn: no stories are compared, ranges of
-activations are read from a file; the gate is the distance of every stored weight.
+activations are read from a file; the gate is the distance of stored weights, on up to 64 output channels of
+every layer. A weight that is no number is refused as it is read.
 """
 
 import json

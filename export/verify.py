@@ -49,7 +49,7 @@ LIMITS: Mapping[str, Limits] = {
 }
 STORY = "story"  # what failures of whole stories are counted under
 NO_NUMBER = "NaN or infinity at"  # a layer: the metric of weights that no ratio can be taken of
-_WIDER = "export with a wider scheme, such as `--fp16`; `--allow-degraded` writes it all the same"
+_WIDER = "export with a wider scheme, `--fp16` or `--fp32`; `--allow-degraded` writes it all the same"
 
 
 @dataclass(frozen=True)

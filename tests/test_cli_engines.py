@@ -72,3 +72,8 @@ def test_the_bundle_that_ships_is_refused_by_the_builder_and_stays_as_it_is(tmp_
     told = refused(5, "toon", "--target", "tensorrt-rtx")
     assert "`unet` as `int8` cannot become a TensorRT engine: QuantizeLinear" in told
     assert sorted(file.name for file in (tmp_path / "toon").rglob("*")) == before
+
+
+def test_a_scheme_for_a_part_that_a_target_chooses_for_is_refused(tiny_checkpoint: Path) -> None:
+    told = refused(2, tiny_checkpoint, "--int4", "--target-bytes", "20MB", "--scheme", "llm=int8")
+    assert "`language_model`" in told or "`llm" in told

@@ -122,9 +122,11 @@ def export(
     require_export()
     from storyv_lite.export import assemble
     from storyv_lite.export.engines import add_engines
-    from storyv_lite.export.mixed import Target
+    from storyv_lite.export.mixed import Target, refuse_both
     from storyv_lite.export.streamed import refuse_unwritten, stream_checkpoint
 
+    if aims:
+        refuse_both(scheme)
     if low_memory:
         if target != "onnx" or aims or allow_degraded:
             raise ConfigError(
