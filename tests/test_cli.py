@@ -171,7 +171,8 @@ def test_inspect_refuses_a_bundle_that_lacks_a_component(
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     file = tmp_path / "bundle" / "manifest.json"
     whole = json.loads(file.read_text())
-    for unet in ({"unet": {"variants": []}}, {}):
+    lacking: tuple[dict[str, object], ...] = ({"unet": {"variants": []}}, {})
+    for unet in lacking:
         components = {name: entry for name, entry in whole["components"].items() if name != "unet"}
         file.write_text(json.dumps({**whole, "components": {**components, **unet}}))
         assert "nothing for `unet`" in refused(4, "inspect", tmp_path / "bundle")
