@@ -7,6 +7,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from storyv_lite.config import UNetConfig
+from storyv_lite.errors import ConfigError
 
 
 def build_scheduler(config: UNetConfig) -> DDPMScheduler:
@@ -23,11 +24,19 @@ def build_scheduler(config: UNetConfig) -> DDPMScheduler:
 
 
 def training_target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the denoiser should answer for latents (B,C,h,w) with noise of `timesteps` (B,)."""
-    if scheduler.config.prediction_type == "v_prediction":
-        velocity: Tensor = scheduler.get_velocity(latents, noise, timesteps)
-        return velocity
-    return noise
+    """What the denoiser should answer for latents (B,C,h,w) with noise of `timesteps` (B,).
+
+    Raises `ConfigError` for a published schedule that asks for anything but the noise or the velocity.
+    """
+    if (asked := scheduler.config.prediction_type) == "epsilon":
+        return noise
+    if asked != "v_prediction":
+        raise ConfigError(
+            f"`prediction_type` of the scheduler is `{asked}`; epsilon or v_prediction is needed",
+            hint="name another model: --set model.unet.pretrained=FOLDER",
+        )
+    velocity: Tensor = scheduler.get_velocity(latents, noise, timesteps)
+    return velocity
 
 
 def snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, snr_gamma: float) -> Tensor:
