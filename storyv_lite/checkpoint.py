@@ -6,6 +6,7 @@ facts into a manifest; a backend that runs weights as they are stored draws with
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -79,7 +80,7 @@ def open_checkpoint(path: Path) -> Bundle:
         shards = [name for name in hashes if name.startswith(f"{folder}/model-")]
         found = [single] if single in hashes else shards
         if not found:
-            raise BundleError(f"`{path / single}` is missing", hint=_TRAIN)
+            raise _missing(path / single)
         return found
 
     def variant(component: Component) -> Variant:
@@ -141,12 +142,29 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BundleError(f"`{path}` is missing", hint=_TRAIN) from None
+        raise _missing(path) from None
     except (ValueError, OSError) as damage:
         raise BundleError(f"`{path}` cannot be read ({damage})") from damage
     if not isinstance(content, dict):
         raise BundleError(f"`{path}` holds {type(content).__name__}, an object is needed")
     return content
+
+
+def swapped(folder: Path) -> tuple[Path, Path]:
+    """Where a component's folder is written before it takes its place, and where the one before it goes."""
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+
+
+def _missing(path: Path) -> BundleError:
+    """That a component lacks a file; reading finishes no save: who is writing may be about to."""
+    new, old = swapped(path.parent)
+    if path.parent.exists() or not old.exists():
+        return BundleError(f"`{path}` is missing", hint=_TRAIN)
+    left = new if new.exists() else old
+    return BundleError(
+        f"`{path}` is missing: a save was cut off before `{left}` became `{path.parent}`",
+        hint=shlex.join(["mv", str(left), str(path.parent)]),
+    )
 
 
 def _describe(checkpoint: Path, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,6 +212,7 @@ def _hashes(checkpoint: Path) -> dict[str, str]:
         for pattern in (*patterns, "characters/*", "vocabulary.json")
         for file in checkpoint.glob(pattern)
         if file.parent.name != "judge"  # which measures drawn pictures and is in no bundle
+        and not file.parent.name.startswith(".")  # what a save that was cut off has left
     }
     return {name: hash_file(files[name]) for name in sorted(files)}
 

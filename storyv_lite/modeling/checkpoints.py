@@ -19,7 +19,7 @@ from torch import nn
 from storyv_lite.checkpoint import SCHEMA as SCHEMA  # what the core knows is offered here as well
 from storyv_lite.checkpoint import WEIGHTS as WEIGHTS
 from storyv_lite.checkpoint import read_checkpoint as read_checkpoint
-from storyv_lite.checkpoint import read_json
+from storyv_lite.checkpoint import read_json, swapped
 from storyv_lite.errors import BundleError
 
 NAMED = 5  # tensors that a message about a faulty file names of each kind
@@ -63,7 +63,7 @@ def write_json(path: Path, content: object) -> None:
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder, then swap it for `folder`; see `settle_folder`."""
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    new, old = swapped(folder)
     settle_folder(folder)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -76,7 +76,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 def settle_folder(folder: Path) -> None:
     """Finish a swap of `replace_folder` that was interrupted between its two renames."""
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    new, old = swapped(folder)
     if not folder.exists() and old.exists():
         (new if new.exists() else old).rename(folder)
     if folder.exists():
