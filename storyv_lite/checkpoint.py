@@ -8,6 +8,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ FOLDERS: Mapping[Component, tuple[str, ...]] = {
 }
 
 _NEEDED = ("dimensions", "sampler", "merge_step", "first_frame", "train_config")
-_TRAIN = "storyv-lite train"
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -64,6 +64,15 @@ def find_checkpoint(name_or_path: str | Path, folder: Path | None = None) -> Pat
         f"`{name_or_path}` is no checkpoint: there is no `{here / name_or_path / RECORD}`",
         hint="name a folder that `storyv-lite train` wrote",
     )
+
+
+def train_command(folder: Path, stage: str = "") -> str:
+    """The command that goes on with the training in `folder`, of the preset that its record names."""
+    words = ["storyv-lite", "train"]
+    with suppress(BundleError):
+        preset = read_checkpoint(folder).get("preset")
+        words += ["--preset", str(preset)] if preset else []
+    return shlex.join([*words, "-o", str(folder), *(["--stage", stage] if stage else [])])
 
 
 def open_checkpoint(path: Path) -> Bundle:
@@ -103,12 +112,16 @@ def describe(checkpoint: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     Raises `BundleError` when the checkpoint is unfinished or lacks a file.
     """
     if missing := [name for name in _NEEDED if name not in record]:
-        raise BundleError(f"`{checkpoint / RECORD}` lacks `{missing[0]}`", hint=f"finish it with `{_TRAIN}`")
+        raise BundleError(
+            f"`{checkpoint / RECORD}` lacks `{missing[0]}`", hint=f"finish it: {train_command(checkpoint)}"
+        )
     try:
         return _describe(checkpoint, record)
     except (KeyError, TypeError, ValueError) as fault:
         reason = f"lacks {fault}" if isinstance(fault, KeyError) else f"is malformed: {fault}"
-        raise BundleError(f"`{checkpoint / RECORD}` {reason}", hint=f"finish it with `{_TRAIN}`") from fault
+        raise BundleError(
+            f"`{checkpoint / RECORD}` {reason}", hint=f"finish it: {train_command(checkpoint)}"
+        ) from fault
 
 
 def trained_frames(config: Mapping[str, Any]) -> int:
@@ -159,7 +172,7 @@ def _missing(path: Path) -> BundleError:
     """That a component lacks a file; reading finishes no save: who is writing may be about to."""
     new, old = swapped(path.parent)
     if path.parent.exists() or not old.exists():
-        return BundleError(f"`{path}` is missing", hint=_TRAIN)
+        return BundleError(f"`{path}` is missing", hint=train_command(path.parent.parent))
     left = new if new.exists() else old
     return BundleError(
         f"`{path}` is missing: a save was cut off before `{left}` became `{path.parent}`",
@@ -223,5 +236,7 @@ def _digest(hashes: Mapping[str, str]) -> str:
 
 def _entry(checkpoint: Path, relative: str) -> dict[str, Any]:
     if not (checkpoint / relative).is_file():
-        raise BundleError(f"`{checkpoint / relative}` is missing from the checkpoint", hint=_TRAIN)
+        raise BundleError(
+            f"`{checkpoint / relative}` is missing from the checkpoint", hint=train_command(checkpoint)
+        )
     return asdict(file_entry(checkpoint, relative))

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from storyv_lite.bundle import Bundle
-from storyv_lite.checkpoint import checkpoint_hash, find_checkpoint, open_checkpoint, trained_frames
+from storyv_lite.checkpoint import (
+    checkpoint_hash,
+    find_checkpoint,
+    open_checkpoint,
+    train_command,
+    trained_frames,
+)
 from storyv_lite.components import Component
 from storyv_lite.errors import BundleError
 
@@ -46,7 +52,16 @@ def test_an_unfinished_checkpoint_is_refused(tiny_checkpoint: Path, tmp_path: Pa
         (folder / "checkpoint.json").write_text(json.dumps(record))
     with pytest.raises(BundleError, match=lost) as caught:
         open_checkpoint(folder)
-    assert "storyv-lite train" in caught.value.hint
+    assert f"storyv-lite train --preset tiny -o {folder}" in caught.value.hint
+
+
+def test_the_command_that_goes_on_names_folder_stage_and_the_preset_of_the_record(tmp_path: Path) -> None:
+    folder = tmp_path / "my model"
+    assert train_command(folder) == f"storyv-lite train -o '{folder}'"
+    folder.mkdir()
+    (folder / "checkpoint.json").write_text('{"schema": 1, "preset": "micro"}')
+    command = f"storyv-lite train --preset micro -o '{folder}' --stage align"
+    assert train_command(folder, "align") == command
 
 
 def test_a_save_that_was_cut_off_is_no_part_of_a_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:

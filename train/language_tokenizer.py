@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PretrainedConfig
 
+from storyv_lite.checkpoint import train_command
 from storyv_lite.config import LanguageConfig, TrainConfig
 from storyv_lite.errors import BundleError
 from storyv_lite.modeling.checkpoints import write_atomically
@@ -76,7 +77,7 @@ def load_language_tokenizer(out: Path) -> Tokenizer:
     """Raises `BundleError` when the checkpoint folder has none."""
     path = out / TOKENIZER_FILE
     if not path.is_file():
-        raise BundleError(f"`{path}` is missing", hint="storyv-lite train --stage story_lm")
+        raise BundleError(f"`{path}` is missing", hint=train_command(out, "story_lm"))
     return Tokenizer.from_file(str(path))
 
 

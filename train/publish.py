@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from storyv_lite.checkpoint import open_checkpoint
+from storyv_lite.checkpoint import open_checkpoint, train_command
 from storyv_lite.errors import BundleError, OutputError, StoryVError
 from storyv_lite.modeling.checkpoints import load_component, replace_folder, save_component
 
@@ -28,7 +28,7 @@ def publish(checkpoint: Path, out: Path) -> Path:
     open_checkpoint(checkpoint)
     if missing := [name for name in (*KEPT, *FILES) if not (checkpoint / name).exists()]:
         raise BundleError(
-            f"`{checkpoint / missing[0]}` is missing", hint="finish it with `storyv-lite train`"
+            f"`{checkpoint / missing[0]}` is missing", hint=f"finish it: {train_command(checkpoint)}"
         )
     if out.exists():
         hint = f"choose another folder, or first: {shlex.join(['rm', '-r', str(out)])}"
