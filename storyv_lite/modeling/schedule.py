@@ -8,12 +8,15 @@ from torch import Tensor
 
 from storyv_lite.config import UNetConfig
 from storyv_lite.errors import ConfigError
+from storyv_lite.modeling.published import from_pretrained
 
 
 def build_scheduler(config: UNetConfig) -> DDPMScheduler:
     """The schedule of a pretrained denoiser, or the one the configuration describes."""
     if config.pretrained:
-        return DDPMScheduler.from_pretrained(config.pretrained, subfolder="scheduler")
+        return from_pretrained(
+            DDPMScheduler, config.pretrained, "model.unet.pretrained", subfolder="scheduler"
+        )
     return DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_schedule=config.beta_schedule,
