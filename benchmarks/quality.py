@@ -140,6 +140,26 @@ def captions_of(story: ToonStory, way: str) -> tuple[str, ...]:
     return tuple(f.original if plain else f.reference for f, plain in zip(story.frames, spelled, strict=True))
 
 
+def told_in(lines: Sequence[str]) -> Story:
+    return Story(tuple(Caption(line) for line in lines))
+
+
+def check(
+    pipeline: StoryPipeline,
+    stories: Sequence[ToonStory],
+    captions: str = "references",
+    context: str = "interleaved",
+    context_size: str | int | None = None,
+    kv_cache: str | None = None,
+) -> None:
+    """Raise whatever keeps `evaluate` from drawing one of these stories; nothing is loaded for it."""
+    if captions not in CAPTIONS:
+        raise ConfigError(f"there are no captions `{captions}`", hint=f"captions are {', '.join(CAPTIONS)}")
+    for story in stories:
+        asked = told_in(captions_of(story, captions))
+        pipeline.draw(asked, story.seed, context=context, context_size=context_size, kv_cache=kv_cache)
+
+
 def evaluate(
     pipeline: StoryPipeline,
     judge: "Judge",
@@ -155,8 +175,7 @@ def evaluate(
 
     A story's noise comes from its own seed, so runs over the same stories can be compared in pairs.
     """
-    if captions not in CAPTIONS:
-        raise ConfigError(f"there are no captions `{captions}`", hint=f"captions are {', '.join(CAPTIONS)}")
+    check(pipeline, stories, captions, context, context_size, kv_cache)
     cast = list(judge.config.cast)
     size = pipeline.bundle.model.dimensions.image_size
     rows: list[Row] = []
@@ -167,9 +186,8 @@ def evaluate(
     for index, story in enumerate(stories):
         lines = captions_of(story, captions)
         drawn: list[Frame] = []
-        asked = Story(tuple(Caption(line) for line in lines))
         frames = pipeline.draw(
-            asked, story.seed, context=context, context_size=context_size, kv_cache=kv_cache
+            told_in(lines), story.seed, context=context, context_size=context_size, kv_cache=kv_cache
         )
         for frame in frames:
             drawn.append(frame)

@@ -6,7 +6,9 @@ facts into a manifest; a backend that runs weights as they are stored draws with
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,6 @@ FOLDERS: Mapping[Component, tuple[str, ...]] = {
 }
 
 _NEEDED = ("dimensions", "sampler", "merge_step", "first_frame", "train_config")
-_TRAIN = "storyv-lite train"
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -65,6 +66,15 @@ def find_checkpoint(name_or_path: str | Path, folder: Path | None = None) -> Pat
     )
 
 
+def train_command(folder: Path, stage: str = "") -> str:
+    """The command that goes on with the training in `folder`, of the preset that its record names."""
+    words = ["storyv-lite", "train"]
+    with suppress(BundleError):
+        preset = read_checkpoint(folder).get("preset")
+        words += ["--preset", str(preset)] if preset else []
+    return shlex.join([*words, "-o", str(folder), *(["--stage", stage] if stage else [])])
+
+
 def open_checkpoint(path: Path) -> Bundle:
     """A checkpoint as a bundle without graphs, whose `sha256` is what a bundle made of it calls its source.
 
@@ -79,7 +89,7 @@ def open_checkpoint(path: Path) -> Bundle:
         shards = [name for name in hashes if name.startswith(f"{folder}/model-")]
         found = [single] if single in hashes else shards
         if not found:
-            raise BundleError(f"`{path / single}` is missing", hint=_TRAIN)
+            raise _missing(path / single)
         return found
 
     def variant(component: Component) -> Variant:
@@ -102,12 +112,16 @@ def describe(checkpoint: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     Raises `BundleError` when the checkpoint is unfinished or lacks a file.
     """
     if missing := [name for name in _NEEDED if name not in record]:
-        raise BundleError(f"`{checkpoint / RECORD}` lacks `{missing[0]}`", hint=f"finish it with `{_TRAIN}`")
+        raise BundleError(
+            f"`{checkpoint / RECORD}` lacks `{missing[0]}`", hint=f"finish it: {train_command(checkpoint)}"
+        )
     try:
         return _describe(checkpoint, record)
     except (KeyError, TypeError, ValueError) as fault:
         reason = f"lacks {fault}" if isinstance(fault, KeyError) else f"is malformed: {fault}"
-        raise BundleError(f"`{checkpoint / RECORD}` {reason}", hint=f"finish it with `{_TRAIN}`") from fault
+        raise BundleError(
+            f"`{checkpoint / RECORD}` {reason}", hint=f"finish it: {train_command(checkpoint)}"
+        ) from fault
 
 
 def trained_frames(config: Mapping[str, Any]) -> int:
@@ -141,12 +155,29 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BundleError(f"`{path}` is missing", hint=_TRAIN) from None
+        raise _missing(path) from None
     except (ValueError, OSError) as damage:
         raise BundleError(f"`{path}` cannot be read ({damage})") from damage
     if not isinstance(content, dict):
         raise BundleError(f"`{path}` holds {type(content).__name__}, an object is needed")
     return content
+
+
+def swapped(folder: Path) -> tuple[Path, Path]:
+    """Where a component's folder is written before it takes its place, and where the one before it goes."""
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+
+
+def _missing(path: Path) -> BundleError:
+    """That a component lacks a file; reading finishes no save: who is writing may be about to."""
+    new, old = swapped(path.parent)
+    if path.parent.exists() or not old.exists():
+        return BundleError(f"`{path}` is missing", hint=train_command(path.parent.parent))
+    left = new if new.exists() else old
+    return BundleError(
+        f"`{path}` is missing: a save was cut off before `{left}` became `{path.parent}`",
+        hint=shlex.join(["mv", str(left), str(path.parent)]),
+    )
 
 
 def _describe(checkpoint: Path, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,6 +225,7 @@ def _hashes(checkpoint: Path) -> dict[str, str]:
         for pattern in (*patterns, "characters/*", "vocabulary.json")
         for file in checkpoint.glob(pattern)
         if file.parent.name != "judge"  # which measures drawn pictures and is in no bundle
+        and not file.parent.name.startswith(".")  # what a save that was cut off has left
     }
     return {name: hash_file(files[name]) for name in sorted(files)}
 
@@ -204,5 +236,7 @@ def _digest(hashes: Mapping[str, str]) -> str:
 
 def _entry(checkpoint: Path, relative: str) -> dict[str, Any]:
     if not (checkpoint / relative).is_file():
-        raise BundleError(f"`{checkpoint / relative}` is missing from the checkpoint", hint=_TRAIN)
+        raise BundleError(
+            f"`{checkpoint / relative}` is missing from the checkpoint", hint=train_command(checkpoint)
+        )
     return asdict(file_entry(checkpoint, relative))

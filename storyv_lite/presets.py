@@ -1,16 +1,18 @@
 """Named configurations, and how a TOML file and `--set section.key=value` change one.
 
-Knows how settings are read and checked; what they mean stands in config.py. Every problem found is told in
-one message. Presets differ from the defaults of config.py only in what is written here.
+Knows how settings are read; what they mean stands in config.py, what cannot work in checks.py. Every problem
+found is told in one message. Presets differ from the defaults of config.py only in what is written here.
 """
 
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
+from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
-from storyv_lite.config import STAGES, ModelConfig, StageConfig, TrainConfig
+from storyv_lite.checks import check
+from storyv_lite.config import TrainConfig
 from storyv_lite.errors import ConfigError
 
 HINT = "sections are model.*, data and the stages; see storyv_lite/config.py"
@@ -186,73 +188,6 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     return config
 
 
-def check(config: TrainConfig) -> list[str]:
-    """Every reason why this configuration cannot be trained."""
-    problems, model = [], config.model
-    for name in STAGES:
-        stage: StageConfig = getattr(config, name)
-        least = {"train_batch_size": 1, "log_steps": 1, "checkpointing_steps": 1, "sample_steps": 1}
-        for key, value in {"max_train_steps": 0, "lr_warmup_steps": 0, **least}.items():
-            if getattr(stage, key) < value:
-                problems.append(f"`{name}.{key}` is {getattr(stage, key)}, at least {value} is needed")
-        if stage.learning_rate <= 0:
-            problems.append(f"`{name}.learning_rate` is {stage.learning_rate}, more than 0 is needed")
-        if not 0 <= stage.ema_decay < 1:
-            problems.append(f"`{name}.ema_decay` is {stage.ema_decay}, 0 up to below 1 is needed")
-        if stage.mixed_precision not in ("auto", "no", "bf16"):
-            problems.append(f"`{name}.mixed_precision` is `{stage.mixed_precision}`, not auto, no or bf16")
-    for told in (config.story_lm, config.align):
-        if not 1 <= told.min_frames <= told.max_frames:
-            name = "story_lm" if told is config.story_lm else "align"
-            problems.append(f"`{name}.min_frames` is {told.min_frames}, 1 to `max_frames` is needed")
-    if config.align.context not in ("interleaved", "captions"):
-        problems.append(f"`align.context` is `{config.align.context}`, not interleaved or captions")
-    if config.char_ldm.train_batch_size % max(1, config.char_ldm.processes) or config.char_ldm.processes < 1:
-        problems.append("`char_ldm.processes` is at least 1 and divides `char_ldm.train_batch_size`")
-    if config.judge.test_frames < 1:
-        problems.append(f"`judge.test_frames` is {config.judge.test_frames}, at least 1 is needed")
-    if config.data.folder:
-        problems.append("`data.folder` is set, but only the cartoon world can be trained on so far")
-    if config.data.frames < 1:
-        problems.append(f"`data.frames` is {config.data.frames}, at least 1 is needed")
-    if not model.autoencoder.pretrained:
-        problems += _check_autoencoder(model)
-    for name in ("text", "vision", "language", "mapper"):
-        part = getattr(model, name)
-        if part.hidden_size % part.num_attention_heads:
-            problems.append(
-                f"`model.{name}.hidden_size` is {part.hidden_size}, a multiple of "
-                f"`num_attention_heads` ({part.num_attention_heads}) is needed"
-            )
-    if model.vision.image_size % model.vision.patch_size:
-        problems.append(
-            f"`model.vision.image_size` is {model.vision.image_size}, a multiple of "
-            f"`patch_size` ({model.vision.patch_size}) is needed"
-        )
-    return problems
-
-
-def _check_autoencoder(model: ModelConfig) -> list[str]:
-    shape, problems = model.autoencoder, []
-    if model.image_size % 8:
-        problems.append(f"`model.image_size` is {model.image_size}, a multiple of 8 is needed")
-    factor, left = divmod(model.image_size, max(1, model.unet.sample_size))
-    if (
-        left
-        or factor.bit_count() != 1
-        or factor < max(shape.patch_size, 2 ** (len(shape.block_out_channels) - 1))
-    ):
-        problems.append(
-            f"`model.image_size` {model.image_size} over `model.unet.sample_size` {model.unet.sample_size} "
-            f"needs to be a power of two, at least `patch_size` and what the decoder's levels unfold"
-        )
-    elif factor // shape.patch_size > 2 ** (len(shape.block_out_channels) - 1):
-        problems.append("`model.autoencoder.block_out_channels` has too few levels for `patch_size`")
-    if len(shape.layers_per_block) != len(shape.block_out_channels):
-        problems.append("`model.autoencoder.layers_per_block` needs one number per width")
-    return problems
-
-
 def _set(config: TrainConfig, setting: str) -> tuple[TrainConfig, list[str]]:
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():
@@ -269,7 +204,7 @@ def _set(config: TrainConfig, setting: str) -> tuple[TrainConfig, list[str]]:
 
 def _changed(config: Any, values: Mapping[str, Any], path: str) -> tuple[Any, list[str]]:
     """`config` with `values` put in, and what could not be put in."""
-    known, new, problems = {f.name for f in fields(config)}, dict[str, Any](), list[str]()
+    known, new, problems = {f.name: f.type for f in fields(config)}, dict[str, Any](), list[str]()
     for key, value in values.items():
         name = f"{path}{key}"
         if key not in known:
@@ -282,28 +217,30 @@ def _changed(config: Any, values: Mapping[str, Any], path: str) -> tuple[Any, li
                 problems.append(f"`{name}` is a section, set one of its keys")
         else:
             try:
-                new[key] = _as(type(old), value, old)
-            except (TypeError, ValueError):
-                problems.append(f"`{name}` is {value!r}, {_kind(old)} is needed")
+                new[key] = _as(known[key], value)
+            except TypeError:
+                problems.append(f"`{name}` is {value!r}, {_needed(known[key])} is needed")
     return replace(config, **new), problems
 
 
-def _as(kind: type, value: Any, old: Any) -> Any:
-    if kind is tuple:
+def _as(kind: Any, value: Any) -> Any:
+    """`value` as a field of this type takes it. Raises `TypeError`."""
+    if get_origin(kind) is tuple:
         items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_as(type(old[0]), item, old[0]) for item in items)
+        return tuple(_as(get_args(kind)[0], item) for item in items)
     if kind is float and type(value) is int:
         return float(value)
     if kind is str and type(value) is not str:
         return str(value)
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is float and isnan(value)):
         raise TypeError
     return value
 
 
-def _kind(old: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return "a list like [64, 32]" if isinstance(old, tuple) else names[type(old)]
+def _needed(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return f"a list like {'[true, false]' if get_args(kind)[0] is bool else '[64, 32]'}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -156,6 +156,20 @@ def test_other_versions_and_threads_are_said_and_do_not_stop_the_story(done: Sai
     assert "bytes may differ" in err and "onnxruntime 0." in err and "threads 9" in err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("render", "day.txt", "--resume", "-o", "day-storyboard", "--steps", "1"),
+        ("redraw", "day-storyboard", "--frame", "1"),
+        ("continue", "day-storyboard", "day.txt"),
+    ],
+)
+def test_the_command_that_finishes_a_story_keeps_the_bundle(refused: Said, command: tuple[str, ...]) -> None:
+    stop(2)
+    err = refused(2, *command, "--bundle", "bundles/tiny")
+    assert "storyv-lite continue day-storyboard --bundle bundles/tiny" in err
+
+
 def test_a_folder_that_somebody_draws_into_is_refused(refused: Said) -> None:
     stop(2)
     with locked(Path("day-storyboard")):

@@ -65,7 +65,10 @@ def test_train_export_and_render_work_in_an_empty_folder_in_this_order(
     trained: tuple[Path, list[str], float],
 ) -> None:
     folder, said, spent = trained
-    assert said[-2:] == [f"wrote checkpoints/{PRESET}", "next: storyv-lite export --int4"]
+    assert said[-2:] == [
+        f"wrote checkpoints/{PRESET}",
+        f"next: storyv-lite export checkpoints/{PRESET} --int4",
+    ]
     assert spent < SECONDS_OF_TWO_CORES, "three minutes on two cores, measured so that others may be busy too"
 
     exported = command(folder, "export", "--int4")
@@ -89,7 +92,7 @@ def test_a_killed_and_resumed_training_ends_with_the_weights_of_an_unbroken_one(
         if stage == "autoencoder":  # Ctrl-C saves and says so; the next command goes on from there
             code, said = stopped(tmp_path, "image_text", signal.SIGINT)
             assert code == 130 and said.splitlines()[-1] == "not finished; the same command goes on"
-    assert command(tmp_path, *TRAIN)[-1] == "next: storyv-lite export --int4"
+    assert command(tmp_path, *TRAIN)[-1] == f"next: storyv-lite export checkpoints/{PRESET} --int4"
     unbroken, resumed = (folder / "checkpoints" / PRESET for folder in (trained[0], tmp_path))
     files = sorted(path.relative_to(unbroken) for path in unbroken.glob("*/model.safetensors"))
     assert len(files) == 10

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from storyv_lite.checkpoint import train_command
 from storyv_lite.errors import BundleError
 from storyv_lite.runtime.tokenizer import EncodedCaption, TextTokenizer
 from storyv_lite.train.data import as_pictures
@@ -59,7 +60,7 @@ def load_text_tokenizer(out: Path, text_tokens: int) -> TextTokenizer:
     """The caption encoder's tokenizer of a checkpoint folder. Raises `BundleError` when it has none."""
     path = out / TOKENIZER_FILE
     if not path.is_file():
-        raise BundleError(f"`{path}` is missing", hint="storyv-lite train --stage image_text")
+        raise BundleError(f"`{path}` is missing", hint=train_command(out, "image_text"))
     return TextTokenizer(path, text_tokens)
 
 

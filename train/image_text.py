@@ -20,6 +20,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from storyv_lite.config import ModelConfig, TrainConfig
 from storyv_lite.modeling.checkpoints import save_component
+from storyv_lite.modeling.published import from_pretrained
 from storyv_lite.runtime.tokenizer import TextTokenizer
 from storyv_lite.train.data import FrameSet, Pixels, as_pictures, resize, training_frames
 from storyv_lite.train.loop import run_stage, step_rng
@@ -243,9 +244,13 @@ def _character(
 
 def _take_pretrained(shape: ModelConfig, out: Path) -> None:
     """Published encoders, the pixels' statistics inside; both copies of the picture encoder begin equal."""
-    text_encoder = CLIPTextModel.from_pretrained(shape.text.pretrained, subfolder="text_encoder")
+    text_encoder = from_pretrained(
+        CLIPTextModel, shape.text.pretrained, "model.text.pretrained", subfolder="text_encoder"
+    )
     save_component(text_encoder, out / "text_encoder")
-    vision_encoder = CLIPVisionModelWithProjection.from_pretrained(shape.vision.pretrained)
+    vision_encoder = from_pretrained(
+        CLIPVisionModelWithProjection, shape.vision.pretrained, "model.vision.pretrained"
+    )
     fold_pixel_statistics(vision_encoder, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
     for name in ("vision_encoder", "character_encoder"):
         save_component(vision_encoder, out / name)

@@ -11,10 +11,12 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PretrainedConfig
 
+from storyv_lite.checkpoint import train_command
 from storyv_lite.config import LanguageConfig, TrainConfig
 from storyv_lite.errors import BundleError
 from storyv_lite.modeling.checkpoints import write_atomically
 from storyv_lite.modeling.packing import Vocabulary
+from storyv_lite.modeling.published import from_pretrained
 from storyv_lite.prompt import Text, history, query
 from storyv_lite.train.toonworld.splits import story_seed
 from storyv_lite.train.toonworld.stories import sample_story
@@ -65,7 +67,8 @@ def save_language_tokenizer(config: TrainConfig, out: Path) -> Tokenizer:
     if shape.pretrained:
         from transformers import AutoTokenizer
 
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(shape.pretrained).backend_tokenizer
+        loaded = from_pretrained(AutoTokenizer, shape.pretrained, "model.language.pretrained")
+        tokenizer: Tokenizer = loaded.backend_tokenizer
     else:
         tokenizer = train_tokenizer(captions(config.seed), shape.vocab_size, shape.image_tokens)
     write_atomically(path, lambda new: tokenizer.save(str(new)))
@@ -76,7 +79,7 @@ def load_language_tokenizer(out: Path) -> Tokenizer:
     """Raises `BundleError` when the checkpoint folder has none."""
     path = out / TOKENIZER_FILE
     if not path.is_file():
-        raise BundleError(f"`{path}` is missing", hint="storyv-lite train --stage story_lm")
+        raise BundleError(f"`{path}` is missing", hint=train_command(out, "story_lm"))
     return Tokenizer.from_file(str(path))
 
 

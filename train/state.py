@@ -4,6 +4,7 @@ Knows the files; when they are written and read is the loop's business.
 """
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def restore(
     if stored != {name: p.shape for name, p in learned.items()}:
         raise BundleError(
             f"the training state in `{folder}` belongs to a model of another shape",
-            hint=f"remove it to start again: rm -r {folder}",
+            hint=f"go on from the stored weights without it: {shlex.join(['rm', '-r', str(folder)])}",
         )
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

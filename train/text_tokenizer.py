@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from storyv_lite.config import TextConfig
 from storyv_lite.modeling.checkpoints import write_atomically
+from storyv_lite.modeling.published import from_pretrained
 from storyv_lite.train.toonworld import corpus
 
 TOKENIZER_FILE = Path("tokenizers/text_encoder/tokenizer.json")
@@ -24,7 +25,9 @@ def save_text_tokenizer(config: TextConfig, seed: int, out: Path) -> None:
     if config.pretrained:
         from transformers import AutoTokenizer
 
-        loaded = AutoTokenizer.from_pretrained(config.pretrained, subfolder="tokenizer", use_fast=True)
+        loaded = from_pretrained(
+            AutoTokenizer, config.pretrained, "model.text.pretrained", subfolder="tokenizer", use_fast=True
+        )
         tokenizer = loaded.backend_tokenizer
     else:
         tokenizer = Tokenizer(models.BPE())

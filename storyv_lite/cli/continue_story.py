@@ -57,12 +57,12 @@ def continue_story(
     told = read_story(more) if more else Story(())
     if told.title:
         note(f"note: the title `{told.title}` is not used; the story has one")
-    wanted = _longer(folder, told)
+    resume = resuming(folder, bundle, device, provider, keep_going, strict_budget)
+    wanted = _longer(folder, told, resume)
     pipeline = open_pipeline(wanted, bundle, device, provider, ram, vram)
     refuse_unplanned(pipeline, strict_budget)
-    resume = resuming(folder, bundle, device, provider, keep_going, strict_budget)
     with writing(folder, resume):
-        wanted = _longer(folder, told)  # again, now that nobody else writes
+        wanted = _longer(folder, told, resume)  # again, now that nobody else writes
         if told.captions:
             wanted.write(folder)  # from here on it is the longer story
         drawn = StoryboardFolder(folder, wanted, pipeline)
@@ -74,12 +74,12 @@ def continue_story(
         draw_story(drawn, began, resume, keep_going, as_json, strict_budget)
 
 
-def _longer(folder: Path, told: Story) -> "Journal":
+def _longer(folder: Path, told: Story, resume: str) -> "Journal":
     """The journal of `folder` with what is told appended. Raises `OutputError` for one that is unfinished."""
     from storyv_lite.runtime.takes import extended
 
     journal = known_journal(folder)
     if not told.captions:
         return journal
-    refuse_unfinished(folder, journal)
+    refuse_unfinished(folder, journal, resume)
     return journal.retold(extended(journal.story.order, told.captions))

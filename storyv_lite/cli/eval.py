@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from storyv_lite.checkpoint import read_checkpoint
+from storyv_lite.checkpoint import find_checkpoint, open_checkpoint
 from storyv_lite.cli.console import note, progress, say, say_json
 from storyv_lite.cli.options import (
     BundleOption,
@@ -53,11 +53,11 @@ MEANINGS = {
 def evaluate(
     bundle: BundleOption = "",
     checkpoint: Annotated[
-        Path | None,
+        str,
         typer.Option(
             metavar="CHECKPOINT", help="Draw with a checkpoint in full precision, not with a bundle."
         ),
-    ] = None,
+    ] = "",
     stories: Annotated[int, typer.Option(min=1, metavar="N", help="How many stories.")] = 100,
     frames: Annotated[int, typer.Option(min=1, max=1000, metavar="F", help="Frames of each story.")] = 5,
     seed: Annotated[
@@ -78,7 +78,9 @@ def evaluate(
     kv_cache: KvCacheOption = "",
     judge: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Folder of the judge [default: the checkpoint's, else toon's]."),
+        typer.Option(
+            metavar="PATH", help="Folder of the judge [default: the checkpoint's; for a bundle that of toon]."
+        ),
     ] = None,
     device: DeviceOption = "auto",
     threads: Annotated[
@@ -93,8 +95,7 @@ def evaluate(
     """Draw unseen stories of the cartoon world and judge the pictures."""
     if bundle and checkpoint:
         raise ConfigError("`--bundle` and `--checkpoint` exclude each other", hint="give one of them")
-    if checkpoint:
-        read_checkpoint(checkpoint)  # before its judge is looked for
+    source = find_checkpoint(checkpoint) if checkpoint else None  # before its judge is looked for
     if record is not None:
         check_file(record, force)
     for module in ("torch", "transformers", "diffusers", "skia"):
@@ -105,21 +106,25 @@ def evaluate(
     from storyv_lite.benchmarks import quality
     from storyv_lite.benchmarks.machine import versions
     from storyv_lite.bundle import hash_file
+    from storyv_lite.runtime.backends import open_backend
     from storyv_lite.runtime.pipeline import StoryPipeline
 
-    folder, why = quality.find_judge(judge, checkpoint, Path.cwd())
+    folder, why = quality.find_judge(judge, source, Path.cwd())
     reader, likeness = quality.load_judge(folder), quality.load_likeness(folder.parent)
     note(f"judge: {folder} ({why})")
     if likeness is None:
         note(f"no clip_t and no clip_i: `{folder.parent}` holds no encoders")
     told = quality.unseen_stories(stories, frames, seed)
-    with progress() as show, _drawn_with(bundle, checkpoint, show) as path:
+    held: dict[str, Any] = {"context_size": context_size or None, "kv_cache": kv_cache or None}
+    if source:  # before it is exported
+        asked = StoryPipeline(open_checkpoint(source), open_backend(device, threads))
+        quality.check(asked, told, captions, context, **held)
+    with progress() as show, _drawn_with(bundle, source, show) as path:
         pipeline = StoryPipeline.from_bundle(path, device, threads)
-        if checkpoint:
-            note(f"checkpoint: {checkpoint}, in full precision")
+        if source:
+            note(f"checkpoint: {source}, in full precision")
         else:
             note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
-        held: dict[str, Any] = {"context_size": context_size or None, "kv_cache": kv_cache or None}
         settings = pipeline.settings(**held)
         found = quality.evaluate(pipeline, reader, likeness, told, captions, context, show, **held)
         pipeline.close()
@@ -138,7 +143,7 @@ def evaluate(
         "drawn_with": {
             "name": pipeline.bundle.name,
             "sha256": pipeline.bundle.sha256,
-            "checkpoint": checkpoint is not None,
+            "checkpoint": source is not None,
             "sampler": settings.sampler,
             "num_inference_steps": settings.num_inference_steps,
             "guidance_scale": settings.guidance_scale,

@@ -64,7 +64,9 @@ def redraw(
     from storyv_lite.runtime.storyboard_folder import StoryboardFolder
 
     def changed() -> "Journal":
-        return _changed(folder, known_journal(folder), frame, seed, caption, follow)
+        journal = known_journal(folder)
+        refuse_unfinished(folder, journal, resuming(folder, bundle, device, provider, False, strict_budget))
+        return _changed(folder, journal, frame, seed, caption, follow)
 
     wanted = changed()
     pipeline = open_pipeline(wanted, bundle, device, provider, ram, vram)
@@ -93,7 +95,6 @@ def _changed(
     """The journal with the takes that are asked for. Raises what is wrong with the wish."""
     from storyv_lite.runtime.takes import redrawn
 
-    refuse_unfinished(folder, journal)
     captions = journal.story.captions
     for number in frames:
         if not 1 <= number <= len(captions):

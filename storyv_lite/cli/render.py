@@ -156,7 +156,7 @@ def render(
         if begun is None:
             drawn.begin()
         else:
-            _refuse_other(folder, begun, wanted)
+            _refuse_other(folder, begun, wanted, resume_command)
             if pipeline.plan is not None and _planned_so(begun, pipeline.plan.budget, tile):
                 with suppress(BudgetError):  # then it is drawn as planned now
                     drawn.pipeline = open_pipeline(begun, bundle, device, provider)
@@ -188,10 +188,11 @@ def _planned_so(begun: "Journal", budget: "Budget", tile: int) -> bool:
     return same and tile in (0, begun.made_with.get("tile", 0))
 
 
-def _refuse_other(folder: Path, begun: "Journal", wanted: "Journal") -> None:
+def _refuse_other(folder: Path, begun: "Journal", wanted: "Journal", resume: str) -> None:
     differences = begun.differences(wanted)
     if differences:
-        command = shlex.join(["storyv-lite", "continue", str(folder)])
+        same = begun.bundle["sha256"] == wanted.bundle["sha256"]
+        command = resume if same else shlex.join(["storyv-lite", "continue", str(folder)])
         raise OutputError(
             f"`{folder}` was begun otherwise: {'; '.join(differences)}",
             f"go on as it was begun: {command}; or name another folder with `-o`",

@@ -56,12 +56,12 @@ def known_journal(folder: Path) -> "Journal":
     return journal
 
 
-def refuse_unfinished(folder: Path, journal: "Journal") -> None:
-    """Raise `OutputError` while there is something left to draw."""
+def refuse_unfinished(folder: Path, journal: "Journal", resume: str) -> None:
+    """Raise `OutputError` while there is something left to draw; `resume` is the command that draws it."""
     if journal.pending:
         raise OutputError(
             f"the story in `{folder}` is not finished: {len(journal.pending)} of its frames are to be drawn",
-            shlex.join(["storyv-lite", "continue", str(folder)]),
+            resume,
         )
 
 

@@ -50,7 +50,7 @@ def train(
     if not done:
         say("not finished; the same command goes on")
     elif all(stage_record(folder, name).get("done") for name in STAGES):
-        say(f"next: storyv-lite export {f'{shlex.quote(str(folder))} ' if out else ''}--int4")
+        say(f"next: storyv-lite export {shlex.quote(str(folder))} --int4")
     else:
         say("next: the other stages, by the same command without `--stage`")
     if as_json:

@@ -19,7 +19,7 @@ from torch import nn
 from storyv_lite.checkpoint import SCHEMA as SCHEMA  # what the core knows is offered here as well
 from storyv_lite.checkpoint import WEIGHTS as WEIGHTS
 from storyv_lite.checkpoint import read_checkpoint as read_checkpoint
-from storyv_lite.checkpoint import read_json
+from storyv_lite.checkpoint import read_json, swapped, train_command
 from storyv_lite.errors import BundleError
 
 NAMED = 5  # tensors that a message about a faulty file names of each kind
@@ -63,7 +63,7 @@ def write_json(path: Path, content: object) -> None:
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder, then swap it for `folder`; see `settle_folder`."""
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    new, old = swapped(folder)
     settle_folder(folder)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -76,7 +76,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 def settle_folder(folder: Path) -> None:
     """Finish a swap of `replace_folder` that was interrupted between its two renames."""
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    new, old = swapped(folder)
     if not folder.exists() and old.exists():
         (new if new.exists() else old).rename(folder)
     if folder.exists():
@@ -158,9 +158,9 @@ def load_weights(module: nn.Module, folder: Path) -> None:
                 if name in own:
                     wanted.discard((own[name].data_ptr(), own[name].shape))
     except FileNotFoundError:
-        raise BundleError(f"`{path}` is missing", hint="storyv-lite train") from None
+        raise BundleError(f"`{path}` is missing", hint=train_command(folder.parent)) from None
     except SafetensorError as damage:
-        raise BundleError(f"`{path}` is damaged ({damage})", hint="storyv-lite train") from damage
+        raise BundleError(f"`{path}` is damaged ({damage})", hint=train_command(folder.parent)) from damage
     missing = [name for name, tensor in own.items() if (tensor.data_ptr(), tensor.shape) in wanted]
     refuse_misfits(path, problems, missing)
 

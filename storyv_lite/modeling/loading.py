@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from storyv_lite.checkpoint import TOKEN_ROWS, WEIGHTS
+from storyv_lite.checkpoint import TOKEN_ROWS, WEIGHTS, train_command
 from storyv_lite.errors import BundleError
 from storyv_lite.memory import return_freed_memory
 from storyv_lite.modeling.checkpoints import misfit, new_component, refuse_misfits
@@ -74,7 +74,8 @@ def token_table(folder: Path) -> Tensor:
         for name, stored in tensors.items():
             if name.endswith(TOKEN_ROWS):
                 return as_tensor(stored)
-    raise BundleError(f"`{folder / WEIGHTS}` lacks a token table, `{TOKEN_ROWS}`", hint="storyv-lite train")
+    message = f"`{folder / WEIGHTS}` lacks a token table, `{TOKEN_ROWS}`"
+    raise BundleError(message, hint=train_command(folder.parent))
 
 
 def as_tensor(stored: StoredTensor) -> Tensor:

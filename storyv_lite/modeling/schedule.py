@@ -7,12 +7,16 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from storyv_lite.config import UNetConfig
+from storyv_lite.errors import ConfigError
+from storyv_lite.modeling.published import from_pretrained
 
 
 def build_scheduler(config: UNetConfig) -> DDPMScheduler:
     """The schedule of a pretrained denoiser, or the one the configuration describes."""
     if config.pretrained:
-        return DDPMScheduler.from_pretrained(config.pretrained, subfolder="scheduler")
+        return from_pretrained(
+            DDPMScheduler, config.pretrained, "model.unet.pretrained", subfolder="scheduler"
+        )
     return DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_schedule=config.beta_schedule,
@@ -23,11 +27,19 @@ def build_scheduler(config: UNetConfig) -> DDPMScheduler:
 
 
 def training_target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the denoiser should answer for latents (B,C,h,w) with noise of `timesteps` (B,)."""
-    if scheduler.config.prediction_type == "v_prediction":
-        velocity: Tensor = scheduler.get_velocity(latents, noise, timesteps)
-        return velocity
-    return noise
+    """What the denoiser should answer for latents (B,C,h,w) with noise of `timesteps` (B,).
+
+    Raises `ConfigError` for a published schedule that asks for anything but the noise or the velocity.
+    """
+    if (asked := scheduler.config.prediction_type) == "epsilon":
+        return noise
+    if asked != "v_prediction":
+        raise ConfigError(
+            f"`prediction_type` of the scheduler is `{asked}`; epsilon or v_prediction is needed",
+            hint="name another model: --set model.unet.pretrained=FOLDER",
+        )
+    velocity: Tensor = scheduler.get_velocity(latents, noise, timesteps)
+    return velocity
 
 
 def snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, snr_gamma: float) -> Tensor:

@@ -17,16 +17,19 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from storyv_lite.config import LanguageConfig
 from storyv_lite.errors import ConfigError
 from storyv_lite.modeling.packing import IGNORED, Kind, PackedStories, additive_mask, visible
+from storyv_lite.modeling.published import from_pretrained
 
 
 def build_language_model(config: LanguageConfig, **pretrained: Any) -> PreTrainedModel:
     """A Llama of the configured size with fresh weights, or the pretrained model, with [IMG] rows last.
 
     `pretrained` goes to `from_pretrained` (dtype, revision, ...).
-    Raises ConfigError when the heads do not divide the hidden size.
+    Raises ConfigError when the heads do not divide the hidden size, BundleError when it cannot be had.
     """
     if config.pretrained:
-        model = AutoModelForCausalLM.from_pretrained(config.pretrained, **pretrained)
+        model = from_pretrained(
+            AutoModelForCausalLM, config.pretrained, "model.language.pretrained", **pretrained
+        )
     elif config.hidden_size % config.num_attention_heads:
         raise ConfigError(
             f"`model.language.hidden_size` is {config.hidden_size}, and needs to be a multiple of "

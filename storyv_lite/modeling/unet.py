@@ -3,6 +3,7 @@
 from diffusers import UNet2DConditionModel
 
 from storyv_lite.config import UNetConfig
+from storyv_lite.modeling.published import from_pretrained
 
 
 def build_unet(config: UNetConfig, latent_channels: int, cross_attention_dim: int) -> UNet2DConditionModel:
@@ -12,7 +13,9 @@ def build_unet(config: UNetConfig, latent_channels: int, cross_attention_dim: in
     (B, T, cross_attention_dim) to a prediction of the latents' shape.
     """
     if config.pretrained:
-        return UNet2DConditionModel.from_pretrained(config.pretrained, subfolder="unet")
+        return from_pretrained(
+            UNet2DConditionModel, config.pretrained, "model.unet.pretrained", subfolder="unet"
+        )
     widths = config.block_out_channels
     attends = config.attention_levels or (True,) * len(widths)
     heads = tuple(config.num_attention_heads or width // config.attention_head_dim for width in widths)

@@ -28,6 +28,17 @@ def pipeline(tiny_bundle: Path) -> StoryPipeline:
     return StoryPipeline.from_bundle(tiny_bundle, "cpu", threads=1)
 
 
+@pytest.fixture(scope="module")
+def judged_checkpoint(
+    tiny_checkpoint: Path, tiny_judge: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A checkpoint with a judge in a folder of checkpoints; do not write into it."""
+    folder = tmp_path_factory.mktemp("work") / "checkpoints" / "mine"
+    shutil.copytree(tiny_checkpoint, folder)
+    shutil.copytree(tiny_judge / "judge", folder / "judge")
+    return folder
+
+
 def all_seeds(stories: tuple[ToonStory, ...]) -> list[int]:
     return [seed for story in stories for seed in (story.seed, *(frame.scene.seed for frame in story.frames))]
 
@@ -117,3 +128,31 @@ def test_a_bundle_and_a_checkpoint_exclude_each_other(
 ) -> None:
     code, _, err = run("eval", "--bundle", tiny_bundle, "--checkpoint", tiny_checkpoint)
     assert code == 2 and "exclude each other" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "exit_code", "says"),
+    [
+        ("--captions", "sung", 2, "there are no captions `sung`"),
+        ("--context", "nothing", 2, "there is no context `nothing`"),
+        ("--context-size", "soon", 2, "no context size"),
+        ("--context-size", "3", 2, "is too small"),
+        ("--kv-cache", "int2", 2, "no width of keys and values"),
+        ("--device", "abacus", 5, "`abacus` is no device"),
+    ],
+)
+def test_a_checkpoint_by_its_name_is_exported_only_for_options_that_work(
+    judged_checkpoint: Path,
+    run: Run,
+    readable: Callable[[int, int], int],
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    value: str,
+    exit_code: int,
+    says: str,
+) -> None:
+    monkeypatch.chdir(judged_checkpoint.parents[1])
+    asked = ("--stories", 1, "--frames", 2, "--seed", readable(1, 2))
+    code, out, err = run("eval", "--checkpoint", judged_checkpoint.name, *asked, option, value)
+    assert (code, out) == (exit_code, "") and says in err
+    assert "export" not in err

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from storyv_lite.config import UNetConfig
-from storyv_lite.modeling.schedule import build_scheduler, snr_weights, spread_timesteps
+from storyv_lite.errors import ConfigError
+from storyv_lite.modeling.schedule import build_scheduler, snr_weights, spread_timesteps, training_target
 
 
 def test_noisy_velocities_count_fully_and_nearly_clean_ones_little() -> None:
@@ -29,3 +30,9 @@ def test_a_shift_makes_the_noisiest_timesteps_likelier_by_that_factor() -> None:
     assert int((shifted >= 980).sum()) == pytest.approx(392, abs=3)
     assert int((shifted < 500).sum()) == pytest.approx(3333, abs=2)
     assert int(even.max()) == int(shifted.max()) == 999
+
+
+def test_a_schedule_that_asks_for_pictures_is_refused() -> None:
+    scheduler = build_scheduler(UNetConfig(prediction_type="sample"))
+    with pytest.raises(ConfigError, match="`sample`; epsilon or v_prediction"):
+        training_target(scheduler, torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2), torch.tensor([5]))

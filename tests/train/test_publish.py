@@ -1,11 +1,14 @@
 """A committed checkpoint: small, complete, without local state."""
 
+import inspect
+import runpy
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from storyv_lite.errors import OutputError
+from storyv_lite.errors import BundleError, OutputError
 from storyv_lite.export.assemble import newest_checkpoint
 from storyv_lite.modeling.checkpoints import load_component
 from storyv_lite.train.publish import publish
@@ -42,3 +45,36 @@ def test_a_published_checkpoint_is_half_as_large_and_found_by_export(
 def test_publishing_overwrites_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is there already"):
         publish(tiny_checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["calibration.jsonl", "scheduler", "unet", "characters"])
+def test_nothing_is_written_of_an_unfinished_checkpoint(
+    tiny_checkpoint: Path, tmp_path: Path, lost: str
+) -> None:
+    folder, out = tmp_path / "unfinished", tmp_path / "out"
+    shutil.copytree(tiny_checkpoint, folder)
+    if (folder / lost).is_dir():
+        shutil.rmtree(folder / lost)
+    else:
+        (folder / lost).unlink()
+    with pytest.raises(BundleError, match=lost):
+        publish(folder, out / "small")
+    assert not out.exists()
+
+
+def test_what_a_save_that_was_cut_off_left_is_not_published(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    shutil.copytree(tiny_checkpoint, folder)
+    (folder / ".unet.new").mkdir()
+    (folder / ".unet.new/config.json").write_text("{")
+    names = {path.name for path in publish(folder, tmp_path / "out").iterdir()}
+    assert "unet" in names and ".unet.new" not in names
+
+
+def test_a_missing_argument_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["publish", "somewhere"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(inspect.getfile(publish), run_name="__main__")
+    assert caught.value.code == 2 and "OUT" in capsys.readouterr().err

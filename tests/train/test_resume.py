@@ -178,8 +178,9 @@ def test_sampling_does_not_change_what_is_learned(tmp_path: Path, unbroken: dict
 
 def test_a_state_of_another_shape_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    with pytest.raises(BundleError, match="another shape"):
+    with pytest.raises(BundleError, match="another shape") as caught:
         run(tmp_path, width=64)
+    assert "from the stored weights without it" in caught.value.hint
 
 
 def test_a_signal_during_the_last_save_is_told_to_who_runs_the_stages(tmp_path: Path) -> None:
