@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
@@ -146,6 +147,15 @@ def test_a_folder_of_another_model_is_refused(trained: Path) -> None:
         recipes.run("micro", device="cpu", out=trained, settings=["seed=1"])
     with pytest.raises(ConfigError, match="another `model`"):
         recipes.run("toon", device="cpu", out=trained)
+
+
+def test_weights_that_are_taken_are_taken_once(tmp_path: Path) -> None:
+    AutoencoderKL(block_out_channels=(32,)).save_pretrained(tmp_path / "published" / "vae")
+    setting = [f"model.autoencoder.pretrained={tmp_path / 'published'}"]
+    assert recipes.run("micro", ["autoencoder"], "cpu", tmp_path / "new", setting)
+    before = (tmp_path / "new/autoencoder/model.safetensors").stat().st_mtime_ns
+    assert recipes.run("micro", ["autoencoder"], "cpu", tmp_path / "new", setting)
+    assert (tmp_path / "new/autoencoder/model.safetensors").stat().st_mtime_ns == before
 
 
 def test_unknown_stages_and_devices_are_refused(tmp_path: Path) -> None:
