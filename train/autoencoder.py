@@ -18,7 +18,7 @@ from torch import Tensor
 from storyv_lite.config import TrainConfig
 from storyv_lite.errors import BundleError, ConfigError
 from storyv_lite.modeling.autoencoder import Autoencoder, PretrainedAutoencoder, ToonAutoencoder
-from storyv_lite.modeling.checkpoints import has_component, load_component, save_component
+from storyv_lite.modeling.checkpoints import has_component, load_component, save_component, stage_record
 from storyv_lite.train.data import FrameSet, as_pictures, training_frames
 from storyv_lite.train.loop import run_stage, step_rng
 
@@ -48,6 +48,10 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     shown = FrameSet.open_or_make(out / "state" / "frames-shown", config.seed, 16, "validation", size)
     encoder_steps = int(settings.encoder_ratio * settings.max_train_steps)
     kept = _kept(Path(settings.latents_of), out, device) if settings.latents_of else None
+    rests = encoder_steps <= stage_record(out, STAGE).get("steps", 0) and has_component(out / "autoencoder")
+    if kept is not None or rests:  # what other stages were trained with
+        old = (kept or load(out)).config
+        model.register_to_config(latents_mean=old.latents_mean, latents_std=old.latents_std)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
         indices = step_rng(config.seed, STAGE, step).integers(count, size=settings.train_batch_size)
@@ -83,12 +87,8 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         _sheet(pixels, model.decode(model.encode(pixels).latent_dist.mode()).sample, path)
 
     def measure() -> None:
-        """Latents that were kept keep the statistics that other stages were trained with."""
-        if kept is None and (encoder_steps or not has_component(out / "autoencoder")):
+        if model.config.latents_mean is None:
             _measure(model, frames, device, min(MEASURED_FRAMES, count))
-        else:
-            old = (kept or load(out)).config
-            model.register_to_config(latents_mean=old.latents_mean, latents_std=old.latents_std)
 
     return run_stage(
         STAGE,

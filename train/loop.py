@@ -185,6 +185,11 @@ def run_stage(
 
     for module in modules.values():
         module.train()
+    record = stage_record(out, stage)
+    recorded_done = record.get("done") and record["steps"] >= settings.max_train_steps
+    if progress.steps >= settings.max_train_steps and not recorded_done:  # fewer are wanted now, or a kill
+        progress = replace(progress, done=True)
+        save(progress)
     began, spent = time.monotonic(), progress.seconds
     since, logged, skipped = progress.steps, began, torch.zeros((), device=place)
     with (

@@ -50,6 +50,7 @@ RECIPES: dict[str, Recipe] = {
     "align": align.train,
     "judge": judge.train,
 }
+TAKEN = {"autoencoder": "autoencoder", "image_text": "text", "story_lm": "language"}  # where `pretrained`
 PACKAGES = ("torch", "transformers", "diffusers", "tokenizers", "numpy", "skia-python")
 CALIBRATION_STORIES = 32
 PORTRAIT_SIZE = 256
@@ -94,9 +95,10 @@ def run(
 
 
 def is_done(config: TrainConfig, out: Path, stage: str) -> bool:
-    """Whether the stage was trained for as many steps as the configuration asks for."""
-    record = stage_record(out, stage)
-    return bool(record.get("done")) and record["steps"] >= getattr(config, stage).max_train_steps
+    """Whether the stage was trained for as many steps as the configuration asks for, or its weights taken."""
+    record, part = stage_record(out, stage), TAKEN.get(stage)
+    taken = part is not None and getattr(config.model, part).pretrained
+    return bool(record.get("done")) and (taken or record["steps"] >= getattr(config, stage).max_train_steps)
 
 
 def pick_device(device: str) -> str:

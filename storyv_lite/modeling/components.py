@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from storyv_lite.components import Component, Dimensions
+from storyv_lite.errors import BundleError
 from storyv_lite.modeling.checkpoints import load_component
 from storyv_lite.modeling.loading import token_table
 
@@ -150,7 +151,8 @@ def build(component: Component, checkpoint: Path, dims: Dimensions, load: Load =
             module = UNet(load(checkpoint / "unet"))
         case Component.VAE_DECODER:
             autoencoder: Any = load(checkpoint / "autoencoder")
-            module = VaeDecoder(autoencoder, *_latent_statistics(autoencoder, dims))
+            statistics = _latent_statistics(checkpoint / "autoencoder", autoencoder, dims)
+            module = VaeDecoder(autoencoder, *statistics)
         case Component.TOKEN_EMBEDDING:
             raise AssertionError("the token embedding is a table, not a module")
     return module.requires_grad_(False).eval()
@@ -170,13 +172,21 @@ def _pixel_statistics(folder: Path, encoder: nn.Module) -> tuple[Tensor, Tensor]
     return _like(encoder, torch.tensor(mean).view(3, 1, 1)), _like(encoder, torch.tensor(std).view(3, 1, 1))
 
 
-def _latent_statistics(autoencoder: Any, dims: Dimensions) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (C, 1, 1) of the autoencoder's latents, per channel or as one scaling factor."""
+def _latent_statistics(folder: Path, autoencoder: Any, dims: Dimensions) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (C, 1, 1) of the autoencoder's latents, per channel or as one scaling factor.
+
+    Raises `BundleError` when there is neither.
+    """
     channels, config = dims.latent_channels, autoencoder.config
-    if "latents_mean" in config and config["latents_mean"] is not None:
+    if config.get("latents_mean") is not None:
         mean, std = torch.tensor(config["latents_mean"]), torch.tensor(config["latents_std"])
-    else:
+    elif config.get("scaling_factor"):
         mean = torch.full((channels,), float(config.get("shift_factor") or 0.0))
-        std = torch.full((channels,), 1.0 / float(config.get("scaling_factor") or 1.0))
+        std = torch.full((channels,), 1.0 / float(config["scaling_factor"]))
+    else:
+        raise BundleError(
+            f"`{folder}` is not finished: its latents are not measured yet",
+            hint="storyv-lite train --stage autoencoder",
+        )
     shape = (channels, 1, 1)
     return _like(autoencoder, mean.view(shape)), _like(autoencoder, std.view(shape))

@@ -1,8 +1,15 @@
 """The toon autoencoder: shapes, normalisation, and that a few steps make it better."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
+from storyv_lite.components import Component, Dimensions
+from storyv_lite.errors import BundleError
 from storyv_lite.modeling.autoencoder import ToonAutoencoder
+from storyv_lite.modeling.checkpoints import read_checkpoint
+from storyv_lite.modeling.components import build
 
 
 def tiny(**changes: object) -> ToonAutoencoder:
@@ -58,3 +65,9 @@ def test_a_few_steps_make_the_reconstruction_better() -> None:
         optimizer.step()
         errors.append(error.item())
     assert errors[-1] < 0.3 * errors[0]
+
+
+def test_a_decoder_whose_latents_are_not_measured_yet_is_refused(tiny_checkpoint: Path) -> None:
+    dims = Dimensions(**read_checkpoint(tiny_checkpoint)["dimensions"])
+    with pytest.raises(BundleError, match="not measured yet"):
+        build(Component.VAE_DECODER, tiny_checkpoint, dims, load=lambda _: tiny())

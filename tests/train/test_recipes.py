@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
@@ -102,6 +103,18 @@ def test_an_autoencoder_that_learns_on_keeps_the_latents_of_another_checkpoint(
     assert config["latents_std"] == autoencoder.load(trained).config.latents_std
 
 
+def test_a_decoder_that_learns_on_keeps_the_statistics_of_its_latents(trained: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(trained, tmp_path / "further")
+    alone = ["autoencoder.max_train_steps=8", "autoencoder.encoder_ratio=0"]  # it had 4
+    expected = dict(autoencoder.load(trained).config)
+    recipes.run("micro", ["autoencoder"], "cpu", out, alone, minutes=1e-4)
+    assert dict(autoencoder.load(out).config) == expected
+    assert recipes.run("micro", ["autoencoder"], "cpu", out, alone)
+    assert dict(autoencoder.load(out).config) == expected
+    before, after = (weights(folder, "autoencoder")["decoder.0.weight"] for folder in (trained, out))
+    assert not np.array_equal(after, before)
+
+
 def test_latents_to_keep_are_those_of_another_finished_checkpoint(trained: Path, tmp_path: Path) -> None:
     setting = [f"autoencoder.latents_of={trained}", "autoencoder.max_train_steps=8"]  # it had 4
     with pytest.raises(ConfigError, match="the folder that is trained in"):
@@ -134,6 +147,15 @@ def test_a_folder_of_another_model_is_refused(trained: Path) -> None:
         recipes.run("micro", device="cpu", out=trained, settings=["seed=1"])
     with pytest.raises(ConfigError, match="another `model`"):
         recipes.run("toon", device="cpu", out=trained)
+
+
+def test_weights_that_are_taken_are_taken_once(tmp_path: Path) -> None:
+    AutoencoderKL(block_out_channels=(32,)).save_pretrained(tmp_path / "published" / "vae")
+    setting = [f"model.autoencoder.pretrained={tmp_path / 'published'}"]
+    assert recipes.run("micro", ["autoencoder"], "cpu", tmp_path / "new", setting)
+    before = (tmp_path / "new/autoencoder/model.safetensors").stat().st_mtime_ns
+    assert recipes.run("micro", ["autoencoder"], "cpu", tmp_path / "new", setting)
+    assert (tmp_path / "new/autoencoder/model.safetensors").stat().st_mtime_ns == before
 
 
 def test_unknown_stages_and_devices_are_refused(tmp_path: Path) -> None:

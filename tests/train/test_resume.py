@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from storyv_lite.config import StageConfig
 from storyv_lite.errors import BundleError, ConfigError
 from storyv_lite.modeling.autoencoder import ToonAutoencoder
-from storyv_lite.modeling.checkpoints import load_component, read_checkpoint
+from storyv_lite.modeling.checkpoints import load_component, read_checkpoint, record_stage
 from storyv_lite.train.loop import STOP, learning_rate, run_stage, step_rng
 from storyv_lite.train.state import StageProgress
 
@@ -45,6 +45,7 @@ def run(
     minutes: float | None = None,
     width: int = 32,
     sample: Callable[[Path], None] | None = None,
+    finish: Callable[[], None] | None = None,
     lost: Collection[int] = (),
 ) -> tuple[StageProgress, dict[str, Tensor]]:
     torch.manual_seed(0)
@@ -73,6 +74,7 @@ def run(
         minutes=minutes,
         extras={"scale": scale},
         sample=sample,
+        finish=finish,
     )
     return progress, {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -134,6 +136,32 @@ def test_a_finished_stage_trains_no_further_and_may_be_prolonged(tmp_path: Path)
     assert progress.done and same(again, weights)
     progress, longer = run(tmp_path, replace(SETTINGS, max_train_steps=14))
     assert progress.steps == 14 and not same(longer, weights)
+
+
+@pytest.mark.parametrize("wanted", [6, 3])
+def test_a_stage_that_has_the_steps_it_is_now_asked_for_is_finished_without_another(
+    wanted: int, tmp_path: Path
+) -> None:
+    run(tmp_path, before_step=at(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    finished: list[bool] = []
+    settings = replace(SETTINGS, max_train_steps=wanted)
+    for _ in range(2):
+        progress, _ = run(tmp_path, settings, lambda _: die(), finish=lambda: finished.append(True))
+        assert (progress.steps, progress.done) == (6, True)
+    assert finished == [True]
+    assert read_checkpoint(tmp_path)["stages"]["stage"]["done"]
+
+
+@pytest.mark.parametrize("left", [{}, {"steps": 8, "done": True}])
+def test_a_run_killed_before_its_last_step_was_recorded_is_recorded_by_the_next(
+    left: dict[str, object], tmp_path: Path
+) -> None:
+    _, weights = run(tmp_path)
+    whole = read_checkpoint(tmp_path)["stages"]["stage"]
+    record_stage(tmp_path, "stage", left)
+    progress, again = run(tmp_path, before_step=lambda _: die())
+    assert progress.done and same(again, weights)
+    assert read_checkpoint(tmp_path)["stages"]["stage"] == whole
 
 
 def test_without_its_state_a_run_goes_on_from_the_stored_weights(tmp_path: Path) -> None:
