@@ -113,7 +113,7 @@ def export_checkpoint(
 
 def _refuse_shards(checkpoint: Path) -> None:
     """Raise `ConfigError` where weights lie in several files: models of that size are not held in memory."""
-    for file in sorted(checkpoint.glob(f"*/{WEIGHTS}.index.json")):
+    for file in sorted(checkpoint.glob(f"[!.]*/{WEIGHTS}.index.json")):
         if not (file.parent / WEIGHTS).is_file():
             raise ConfigError(
                 f"`{file.parent}` has its weights in several files, which are exported one tensor at a time",
@@ -124,7 +124,7 @@ def _refuse_shards(checkpoint: Path) -> None:
 def _check_space(work: Path, checkpoint: Path) -> None:
     """Raise `OutputError` when the disk of `work` cannot hold the float32 graphs and a bundle as large."""
     parameters = 0
-    for file in checkpoint.glob(f"*/{WEIGHTS}"):
+    for file in checkpoint.glob(f"[!.]*/{WEIGHTS}"):
         # a damaged file is told when it is loaded
         with suppress(SafetensorError, OSError), safe_open(file, framework="numpy") as tensors:
             parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())

@@ -137,7 +137,7 @@ def _request(
     """What has to be the same for parts to be of use: files are known by size and time, they may be large."""
     files = {
         file.relative_to(checkpoint).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns]
-        for pattern in ("*/*.safetensors", "*/*.json")
+        for pattern in ("[!.]*/*.safetensors", "[!.]*/*.json")
         for file in sorted(checkpoint.glob(pattern))
     }
     names = {str(component): scheme.name for component, scheme in schemes.items()}
@@ -161,7 +161,7 @@ def _needed(checkpoint: Path, schemes: Mapping[Component, QuantScheme]) -> int:
     """Bytes of the bundle, about."""
     widest = max(map(bytes_per_weight, schemes.values()))
     total = 0.0
-    for folder in sorted(file.parent for file in checkpoint.glob("*/config.json")):
+    for folder in sorted(file.parent for file in checkpoint.glob("[!.]*/config.json")):
         scheme = next((s for c, s in schemes.items() if c == folder.name), None)
         if any(folder.glob("*.safetensors")):
             with of_folder(folder) as weights:

@@ -229,9 +229,9 @@ class JudgeStage(StageConfig):
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained on: the cartoon world drawn here, or a folder in the project's dataset format."""
+    """What is trained on: the cartoon world, drawn here."""
 
-    folder: str = ""  # empty: the cartoon world
+    folder: str = ""  # in the project's dataset format; refused until it can be trained on
     frames: int = 24000  # frames drawn once into a memory-mapped file
 
 

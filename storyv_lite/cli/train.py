@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from storyv_lite.checkpoint import RECORD
 from storyv_lite.cli.console import say, say_json
 from storyv_lite.cli.options import DeviceOption, JsonOption
 from storyv_lite.config import STAGES
@@ -45,8 +46,12 @@ def train(
     from storyv_lite.train.loop import STOP
 
     folder = out or Path("checkpoints") / preset
+    record = folder / RECORD
+    before = record.stat().st_mtime_ns if record.is_file() else None
     done = recipes.run(preset, stage or STAGES, device, folder, settings or (), minutes)
-    say(f"wrote {folder}")
+    written = record.stat().st_mtime_ns != before
+    asked = f"{', '.join(stage)} in {folder}" if stage else folder
+    say(f"wrote {folder}" if written else f"nothing to do: {asked} is finished")
     if not done:
         say("not finished; the same command goes on")
     elif all(stage_record(folder, name).get("done") for name in STAGES):
