@@ -31,7 +31,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "unet.prediction_type": ("epsilon", "v_prediction"),
     "unet.beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
 }
-_TAKEN = {"autoencoder": "autoencoder", "image_text": "text", "story_lm": "language"}  # what a stage may take
+TAKEN = {"autoencoder": "autoencoder", "image_text": "text", "story_lm": "language"}  # what a stage may take
 
 
 def check(config: TrainConfig) -> list[str]:
@@ -90,15 +90,10 @@ def _ends(name: str, end: str) -> bool:
 def _check_stages(config: TrainConfig) -> list[str]:
     problems = []
     for name in STAGES:
-        steps = getattr(config, name).max_train_steps
-        taken = f"model.{_TAKEN[name]}.pretrained" if name in _TAKEN else ""
-        if taken and getattr(config.model, _TAKEN[name]).pretrained:
-            if steps:
-                problems.append(f"`{name}.max_train_steps` is {steps}, 0 is needed beside `{taken}`")
-        elif steps == 0:
-            problems.append(
-                f"`{name}.max_train_steps` is 0, at least 1 is needed{f' without `{taken}`' if taken else ''}"
-            )
+        part = TAKEN.get(name)
+        if not getattr(config, name).max_train_steps and not (part and getattr(config.model, part).pretrained):
+            without = f" without `model.{part}.pretrained`" if part else ""
+            problems.append(f"`{name}.max_train_steps` is 0, at least 1 is needed{without}")
     for name in ("story_lm", "align"):
         told = getattr(config, name)
         if told.min_frames > told.max_frames:
