@@ -90,8 +90,8 @@ def _ends(name: str, end: str) -> bool:
 def _check_stages(config: TrainConfig) -> list[str]:
     problems = []
     for name in STAGES:
-        part = TAKEN.get(name)
-        if not getattr(config, name).max_train_steps and not (part and getattr(config.model, part).pretrained):
+        part, steps = TAKEN.get(name), getattr(config, name).max_train_steps
+        if not steps and not (part and getattr(config.model, part).pretrained):
             without = f" without `model.{part}.pretrained`" if part else ""
             problems.append(f"`{name}.max_train_steps` is 0, at least 1 is needed{without}")
     for name in ("story_lm", "align"):
