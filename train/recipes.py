@@ -33,6 +33,7 @@ from storyv_lite.presets import as_dict, load_config
 from storyv_lite.train import align, autoencoder, char_ldm, image_text, judge, story_lm
 from storyv_lite.train.data import data_version
 from storyv_lite.train.loop import STOP
+from storyv_lite.train.order import leave_behind, refuse_disorder
 from storyv_lite.train.state import StageProgress
 from storyv_lite.train.toonworld import corpus, draw
 from storyv_lite.train.toonworld.cast import CAST
@@ -66,24 +67,26 @@ def run(
 ) -> bool:
     """Train `stages` of a preset into `out`, each from where it stopped; true when all of them are complete.
 
-    Raises `ConfigError` for unknown names, wrong settings or a folder that holds another model,
-    `BackendError` when the device cannot be had, `BundleError` when an earlier stage is missing.
+    Raises `ConfigError` for unknown names, wrong settings, a folder that holds another model, or a stage that
+    must not learn on; `BackendError` when the device cannot be had, `BundleError` when a stage that is needed
+    is not finished.
     """
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise ConfigError(f"there is no stage `{unknown[0]}`", hint=f"stages are {', '.join(STAGES)}")
     config, place = load_config(preset, None, settings), pick_device(device)
     refuse_other_model(config, out)
-    if all(is_done(config, out, stage) for stage in stages):
+    wanted = [stage for stage in STAGES if stage in stages and not is_done(config, out, stage)]
+    if not wanted:
         return True
+    refuse_disorder(config, out, stages, wanted)
     print(f"device: {place}{' (the best there is)' if device == 'auto' else ''}", file=sys.stderr)
     describe(config, out)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    for stage in (stage for stage in STAGES if stage in stages):
-        if is_done(config, out, stage):
-            continue
+    for stage in wanted:
         left = None if deadline is None else (deadline - time.monotonic()) / 60
         if left is not None and left <= 0:
             break
+        leave_behind(config, out, stage)
         done = RECIPES[stage](config, out, place, left)
         if done and not is_done(config, out, stage):  # published weights were taken, nothing was trained
             record_stage(out, stage, asdict(StageProgress(done=True)))
