@@ -87,6 +87,7 @@ def run(
         if left is not None and left <= 0:
             break
         leave_behind(config, out, stage)
+        tell_settings(config, out, stage)
         done = RECIPES[stage](config, out, place, left)
         if done and not is_done(config, out, stage):  # published weights were taken, nothing was trained
             record_stage(out, stage, asdict(StageProgress(done=True)))
@@ -146,6 +147,7 @@ def dimensions(config: TrainConfig, out: Path) -> Dimensions:
 def describe(config: TrainConfig, out: Path) -> None:
     """Write what is known before training: cast, vocabulary, calibration stories, `checkpoint.json`.
 
+    Stages that have begun keep the settings they were last trained with.
     Raises `OutputError` when `out` cannot be written.
     """
     old = _stored(out)
@@ -161,6 +163,7 @@ def describe(config: TrainConfig, out: Path) -> None:
     write_json(out / "vocabulary.json", corpus.vocabulary())
     lines = "".join(json.dumps(_calibration(config.seed, i)) + "\n" for i in range(CALIBRATION_STORIES))
     write_atomically(out / "calibration.jsonl", lambda new: _write_text(new, lines))
+    settings, begun = old.get("train_config", {}), old.get("stages", {})
     kept: dict[str, Any] = {name: old[name] for name in ("judge", "context") if name in old}
     facts: dict[str, Any] = {
         "preset": config.preset,
@@ -168,17 +171,24 @@ def describe(config: TrainConfig, out: Path) -> None:
         "seed": config.seed,
         "data_version": data_version(),
         "dimensions": dimensions(config, out).as_dict(),
-        "stages": old.get("stages", {}),
+        "stages": begun,
         "command": " ".join(["storyv-lite", *sys.argv[1:]]),
         "git_revision": _git_revision(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "sampler": _sampler(config),
         "merge_step": _merge_step(config),
         "first_frame": "char_ldm",
-        "train_config": as_dict(config),
+        "train_config": as_dict(config) | {stage: settings[stage] for stage in begun if stage in settings},
         **kept,
     }
     write_checkpoint(out, facts)
+
+
+def tell_settings(config: TrainConfig, out: Path, stage: str) -> None:
+    """Write the settings that `stage` is about to be trained with into `checkpoint.json`."""
+    content = read_checkpoint(out)
+    settings = content["train_config"] | {stage: as_dict(config)[stage]}
+    write_checkpoint(out, content | {"train_config": settings})
 
 
 def _stored(out: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import OPTConfig, OPTForCausalLM
 
+from storyv_lite.checkpoint import describe
 from storyv_lite.config import STAGES
 from storyv_lite.errors import BundleError, ConfigError, OutputError
 from storyv_lite.modeling.checkpoints import read_checkpoint, save_component, write_checkpoint
@@ -76,6 +77,17 @@ def test_the_checkpoint_tells_how_it_was_made(trained: Path) -> None:
     assert all(record["done"] and record["steps"] == 4 for record in content["stages"].values())
     assert from_dict(content["train_config"]) == load_config("micro")
     assert content["dimensions"] == load_config("micro").model.dimensions().as_dict()
+
+
+def test_settings_of_a_stage_that_is_not_trained_are_told_as_it_was_trained(
+    trained: Path, tmp_path: Path
+) -> None:
+    out, before = shutil.copytree(trained, tmp_path / "judged"), read_checkpoint(trained)
+    assert recipes.run("micro", ["judge"], "cpu", out, ["judge.max_train_steps=5", "align.max_frames=50"])
+    after = read_checkpoint(out)
+    assert after["train_config"]["judge"]["max_train_steps"] == 5
+    assert after["train_config"]["align"] == before["train_config"]["align"]
+    assert describe(out, after)["model"]["context"] == describe(trained, before)["model"]["context"]
 
 
 def test_the_autoencoder_knows_the_spread_of_its_latents(trained: Path) -> None:
