@@ -33,6 +33,7 @@ from storyv_lite.presets import as_dict, load_config
 from storyv_lite.train import align, autoencoder, char_ldm, image_text, judge, story_lm
 from storyv_lite.train.data import data_version
 from storyv_lite.train.loop import STOP
+from storyv_lite.train.order import leave_behind, refuse_disorder
 from storyv_lite.train.state import StageProgress
 from storyv_lite.train.toonworld import corpus, draw
 from storyv_lite.train.toonworld.cast import CAST
@@ -66,24 +67,27 @@ def run(
 ) -> bool:
     """Train `stages` of a preset into `out`, each from where it stopped; true when all of them are complete.
 
-    Raises `ConfigError` for unknown names, wrong settings or a folder that holds another model,
-    `BackendError` when the device cannot be had, `BundleError` when an earlier stage is missing.
+    Raises `ConfigError` for unknown names, wrong settings, a folder that holds another model, or a stage that
+    must not learn on; `BackendError` when the device cannot be had, `BundleError` when a stage that is needed
+    is not finished.
     """
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise ConfigError(f"there is no stage `{unknown[0]}`", hint=f"stages are {', '.join(STAGES)}")
     config, place = load_config(preset, None, settings), pick_device(device)
     refuse_other_model(config, out)
-    if all(is_done(config, out, stage) for stage in stages):
+    wanted = [stage for stage in STAGES if stage in stages and not is_done(config, out, stage)]
+    if not wanted:
         return True
+    refuse_disorder(config, out, stages, wanted)
     print(f"device: {place}{' (the best there is)' if device == 'auto' else ''}", file=sys.stderr)
     describe(config, out)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    for stage in (stage for stage in STAGES if stage in stages):
-        if is_done(config, out, stage):
-            continue
+    for stage in wanted:
         left = None if deadline is None else (deadline - time.monotonic()) / 60
         if left is not None and left <= 0:
             break
+        leave_behind(config, out, stage)
+        tell_settings(config, out, stage)
         done = RECIPES[stage](config, out, place, left)
         if done and not is_done(config, out, stage):  # published weights were taken, nothing was trained
             record_stage(out, stage, asdict(StageProgress(done=True)))
@@ -143,6 +147,7 @@ def dimensions(config: TrainConfig, out: Path) -> Dimensions:
 def describe(config: TrainConfig, out: Path) -> None:
     """Write what is known before training: cast, vocabulary, calibration stories, `checkpoint.json`.
 
+    Stages that have begun keep the settings they were last trained with.
     Raises `OutputError` when `out` cannot be written.
     """
     old = _stored(out)
@@ -158,6 +163,7 @@ def describe(config: TrainConfig, out: Path) -> None:
     write_json(out / "vocabulary.json", corpus.vocabulary())
     lines = "".join(json.dumps(_calibration(config.seed, i)) + "\n" for i in range(CALIBRATION_STORIES))
     write_atomically(out / "calibration.jsonl", lambda new: _write_text(new, lines))
+    settings, begun = old.get("train_config", {}), old.get("stages", {})
     kept: dict[str, Any] = {name: old[name] for name in ("judge", "context") if name in old}
     facts: dict[str, Any] = {
         "preset": config.preset,
@@ -165,17 +171,24 @@ def describe(config: TrainConfig, out: Path) -> None:
         "seed": config.seed,
         "data_version": data_version(),
         "dimensions": dimensions(config, out).as_dict(),
-        "stages": old.get("stages", {}),
+        "stages": begun,
         "command": " ".join(["storyv-lite", *sys.argv[1:]]),
         "git_revision": _git_revision(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "sampler": _sampler(config),
         "merge_step": _merge_step(config),
         "first_frame": "char_ldm",
-        "train_config": as_dict(config),
+        "train_config": as_dict(config) | {stage: settings[stage] for stage in begun if stage in settings},
         **kept,
     }
     write_checkpoint(out, facts)
+
+
+def tell_settings(config: TrainConfig, out: Path, stage: str) -> None:
+    """Write the settings that `stage` is about to be trained with into `checkpoint.json`."""
+    content = read_checkpoint(out)
+    settings = content["train_config"] | {stage: as_dict(config)[stage]}
+    write_checkpoint(out, content | {"train_config": settings})
 
 
 def _stored(out: Path) -> dict[str, Any]:

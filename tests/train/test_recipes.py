@@ -16,9 +16,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import OPTConfig, OPTForCausalLM
 
+from storyv_lite.checkpoint import describe
 from storyv_lite.config import STAGES
 from storyv_lite.errors import BundleError, ConfigError, OutputError
-from storyv_lite.modeling.checkpoints import read_checkpoint, save_component
+from storyv_lite.modeling.checkpoints import read_checkpoint, save_component, write_checkpoint
 from storyv_lite.modeling.story_lm import add_image_rows
 from storyv_lite.presets import from_dict, load_config
 from storyv_lite.train import autoencoder, recipes
@@ -78,6 +79,17 @@ def test_the_checkpoint_tells_how_it_was_made(trained: Path) -> None:
     assert content["dimensions"] == load_config("micro").model.dimensions().as_dict()
 
 
+def test_settings_of_a_stage_that_is_not_trained_are_told_as_it_was_trained(
+    trained: Path, tmp_path: Path
+) -> None:
+    out, before = shutil.copytree(trained, tmp_path / "judged"), read_checkpoint(trained)
+    assert recipes.run("micro", ["judge"], "cpu", out, ["judge.max_train_steps=5", "align.max_frames=50"])
+    after = read_checkpoint(out)
+    assert after["train_config"]["judge"]["max_train_steps"] == 5
+    assert after["train_config"]["align"] == before["train_config"]["align"]
+    assert describe(out, after)["model"]["context"] == describe(trained, before)["model"]["context"]
+
+
 def test_the_autoencoder_knows_the_spread_of_its_latents(trained: Path) -> None:
     config = json.loads((trained / "autoencoder" / "config.json").read_text())
     assert len(config["latents_mean"]) == len(config["latents_std"]) == 8
@@ -87,18 +99,20 @@ def test_the_autoencoder_knows_the_spread_of_its_latents(trained: Path) -> None:
 def test_an_autoencoder_that_learns_on_keeps_the_latents_of_another_checkpoint(
     trained: Path, tmp_path: Path
 ) -> None:
-    def further(name: str, latents_of: str) -> tuple[float, dict[str, Any]]:
+    def further(name: str, *latents_of: str) -> tuple[float, dict[str, Any]]:
         out = shutil.copytree(trained, tmp_path / name)
-        more = ["autoencoder.max_train_steps=60", "autoencoder.encoder_ratio=1"]
-        recipes.run("micro", ["autoencoder"], "cpu", out, [*more, f"autoencoder.latents_of={latents_of}"])
+        record = {"autoencoder": read_checkpoint(out)["stages"]["autoencoder"]}
+        write_checkpoint(out, {**read_checkpoint(out), "stages": record})  # nothing was built on its latents
+        more = ["autoencoder.max_train_steps=60", "autoencoder.encoder_ratio=1", *latents_of]
+        recipes.run("micro", ["autoencoder"], "cpu", out, more)
         old, new = autoencoder.load(trained), autoencoder.load(out)
         frames = np.stack([draw.render(scene_for(seed), 64).image for seed in range(8)])
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
         distance = autoencoder.moved(old, pixels, new.encode(pixels).latent_dist.mode())
         return float(distance), dict(new.config)
 
-    free, _ = further("free", "")
-    near, config = further("near", str(trained))
+    free, _ = further("free")
+    near, config = further("near", f"autoencoder.latents_of={trained}")
     assert near < 0.5 * free
     assert config["latents_std"] == autoencoder.load(trained).config.latents_std
 
@@ -147,6 +161,24 @@ def test_a_folder_of_another_model_is_refused(trained: Path) -> None:
         recipes.run("micro", device="cpu", out=trained, settings=["seed=1"])
     with pytest.raises(ConfigError, match="another `model`"):
         recipes.run("toon", device="cpu", out=trained)
+
+
+def test_a_language_model_that_learns_on_leaves_the_alignment_to_be_learned_behind_it(
+    trained: Path, tmp_path: Path
+) -> None:
+    out, more = shutil.copytree(trained, tmp_path / "further"), ["story_lm.max_train_steps=5"]  # it had 4
+    with pytest.raises(ConfigError, match="`align` has to learn on"):
+        recipes.run("micro", STAGES, "cpu", out, more)
+    assert recipes.run("micro", ["story_lm"], "cpu", out, more)
+    told = weights(out, "language_model")
+    assert not read_checkpoint(out)["stages"]["align"]["done"]
+    with pytest.raises(ConfigError, match="more than its 4 steps"):
+        recipes.run("micro", STAGES, "cpu", out, more)
+    slow = ["align.max_train_steps=5", "align.learning_rate=1e-9"]
+    assert recipes.run("micro", STAGES, "cpu", out, [*more, *slow])
+    assert all(record["done"] for record in read_checkpoint(out)["stages"].values())
+    for name, tensor in weights(out, "language_model").items():  # not those that align had learned before
+        np.testing.assert_allclose(tensor, told[name], atol=1e-5)
 
 
 def test_weights_that_are_taken_are_taken_once(tmp_path: Path) -> None:
