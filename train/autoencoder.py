@@ -19,6 +19,7 @@ from storyv_lite.config import TrainConfig
 from storyv_lite.errors import BundleError, ConfigError
 from storyv_lite.modeling.autoencoder import Autoencoder, PretrainedAutoencoder, ToonAutoencoder
 from storyv_lite.modeling.checkpoints import has_component, load_component, save_component, stage_record
+from storyv_lite.modeling.published import from_pretrained
 from storyv_lite.train.data import FrameSet, as_pictures, training_frames
 from storyv_lite.train.loop import run_stage, step_rng
 
@@ -32,7 +33,9 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     """Train the autoencoder into `out/autoencoder`; true when the stage is complete."""
     settings, shape = config.autoencoder, config.model.autoencoder
     if shape.pretrained:
-        published = PretrainedAutoencoder.from_pretrained(shape.pretrained, subfolder="vae")
+        published = from_pretrained(
+            PretrainedAutoencoder, shape.pretrained, "model.autoencoder.pretrained", subfolder="vae"
+        )
         save_component(published, out / "autoencoder")
         return True
     torch.manual_seed(config.seed)

@@ -16,6 +16,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from storyv_lite.checkpoint import train_command
 from storyv_lite.config import CharLDMStage, TrainConfig
 from storyv_lite.errors import BundleError, ConfigError
 from storyv_lite.modeling.attention import MatmulAttnProcessor, attention_mask_loss, record_cross_attention
@@ -345,7 +346,7 @@ def _build_conditioner(config: TrainConfig, out: Path) -> Conditioner:
     for name in names if rest else ("text_encoder", "vision_encoder"):
         if not has_component(out / name):
             stage = STAGE if rest else "image_text"
-            raise BundleError(f"`{out / name}` is missing", hint=f"storyv-lite train --stage {stage}")
+            raise BundleError(f"`{out / name}` is missing", hint=train_command(out, stage))
     if rest:
         return Conditioner(*(load_component(out / name).requires_grad_(False) for name in names))
     text_encoder = load_component(out / "text_encoder").requires_grad_(settings.train_text_encoder)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from storyv_lite.checks import TAKEN
 from storyv_lite.components import Dimensions
 from storyv_lite.config import STAGES, TrainConfig
 from storyv_lite.errors import BackendError, ConfigError, OutputError
@@ -51,7 +52,6 @@ RECIPES: dict[str, Recipe] = {
     "align": align.train,
     "judge": judge.train,
 }
-TAKEN = {"autoencoder": "autoencoder", "image_text": "text", "story_lm": "language"}  # where `pretrained`
 PACKAGES = ("torch", "transformers", "diffusers", "tokenizers", "numpy", "skia-python")
 CALIBRATION_STORIES = 32
 PORTRAIT_SIZE = 256
@@ -73,7 +73,7 @@ def run(
     """
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise ConfigError(f"there is no stage `{unknown[0]}`", hint=f"stages are {', '.join(STAGES)}")
-    config, place = load_config(preset, None, settings), pick_device(device)
+    config, place = load_config(preset, settings=settings), pick_device(device)
     refuse_other_model(config, out)
     wanted = [stage for stage in STAGES if stage in stages and not is_done(config, out, stage)]
     if not wanted:
