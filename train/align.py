@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from storyv_lite.checkpoint import read_json
 from storyv_lite.config import AlignStage, TrainConfig
 from storyv_lite.errors import BundleError
 from storyv_lite.modeling.checkpoints import has_component, load_component, save_component
@@ -233,15 +234,20 @@ def contrast(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
 def build(
     config: TrainConfig, out: Path, vision_encoder: nn.Module, text_encoder: nn.Module
 ) -> tuple[StoryLM, Mapper]:
-    """The language model of the checkpoint with a fresh visual projection, and a fresh mapper."""
+    """The language model of the checkpoint with a fresh visual projection, and a fresh mapper.
+
+    A projection that is stored already tells the norm: the table has learned on since it was fresh.
+    """
     shape = config.model
     model = load_component(out / "language_model").requires_grad_(shape.language.trainable)
     table = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    begun = has_component(out / "visual_projection")
+    stored = read_json(out / "visual_projection" / "config.json") if begun else {}
     visual = VisualProjection(
         vision_hidden_size=vision_encoder.config.hidden_size,  # type: ignore[union-attr]
         visual_tokens=shape.language.visual_tokens,
         hidden_size=table.shape[1],
-        norm=float(table.norm(dim=-1).mean()),
+        norm=stored.get("norm", float(table.norm(dim=-1).mean())),
     )
     mapper = Mapper(
         hidden_size_in=table.shape[1],

@@ -263,8 +263,6 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     settings, shape = config.char_ldm, config.model
     if settings.processes > 1 and device != "cpu":
         raise ConfigError(f"`char_ldm.processes` is {settings.processes}, on `{device}` it must be 1")
-    if settings.processes > 1:
-        torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     vae = autoencoder.load(out, device)
     if vae.config.latents_mean is None:
@@ -319,24 +317,28 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     learned: list[nn.Module] = [unet, conditioner.fusion, conditioner.character_encoder, *extras.values()]
     groups = parameter_groups(learned, settings.weight_decay)
     groups += parameter_groups([conditioner.text_encoder], settings.weight_decay, TEXT_LEARNING_RATE)
-    progress = run_stage(
-        STAGE,
-        settings,
-        components,
-        own_batch,
-        compute_loss,
-        out,
-        seed=config.seed,
-        device=device,
-        minutes=minutes,
-        extras=extras,
-        groups=groups,
-        sample=lambda path: preview.draw_sheet(
-            preview.CAPTIONS, portraits, conditioner, unet, vae, tokenizer, scheduler, config, path
-        ),
-        phase=lambda step: step < encoder_steps,
-    )
-    return progress.done
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if settings.processes > 1 else threads)
+    try:
+        return run_stage(
+            STAGE,
+            settings,
+            components,
+            own_batch,
+            compute_loss,
+            out,
+            seed=config.seed,
+            device=device,
+            minutes=minutes,
+            extras=extras,
+            groups=groups,
+            sample=lambda path: preview.draw_sheet(
+                preview.CAPTIONS, portraits, conditioner, unet, vae, tokenizer, scheduler, config, path
+            ),
+            phase=lambda step: step < encoder_steps,
+        ).done
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _build_conditioner(config: TrainConfig, out: Path) -> Conditioner:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from storyv_lite.checkpoint import checkpoint_hash
 from storyv_lite.components import Dimensions
 from storyv_lite.config import (
     AlignStage,
@@ -265,6 +266,17 @@ def test_an_exchanged_character_does_what_the_other_did() -> None:
     scene = Scene("snow", (Actor("milo", "waving", "ball", "left"), Actor("luna", "sitting")), 7)
     actors = (Actor("rex", "waving", "ball", "left"), Actor("luna", "sitting"))
     assert exchange(scene, "milo", "rex") == Scene("snow", actors, 7)
+
+
+def test_an_interrupted_alignment_ends_with_the_checkpoint_of_an_unbroken_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    fresh_parts(folder)
+    whole = Path(shutil.copytree(folder, tmp_path / "whole"))
+    config = tiny_config(folder, learning_rate=0.1)
+    assert align.train(config, whole)
+    assert not align.train(config, folder, minutes=0) and align.train(config, folder)
+    assert checkpoint_hash(folder) == checkpoint_hash(whole)
 
 
 def test_a_missing_stage_is_named(tmp_path: Path) -> None:

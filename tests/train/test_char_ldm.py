@@ -307,6 +307,16 @@ def test_two_processes_share_a_batch_and_average_its_gradient(fresh: Callable[[s
     assert (alone / "unet" / "model.safetensors").read_bytes() != results[0]
 
 
+def test_what_is_trained_after_two_processes_has_its_threads_again(fresh: Callable[[str], Path]) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert char_ldm.train(micro(processes=2, max_train_steps=2, train_batch_size=2), fresh("threads"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_an_interrupted_training_ends_with_the_same_weights(fresh: Callable[[str], Path]) -> None:
     whole, parts = (fresh(name) for name in ("whole", "parts"))
     char_ldm.train(micro(processes=2), whole)
