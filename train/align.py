@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from storyv_lite.checkpoint import read_json
+from storyv_lite.checkpoint import read_json, train_command
 from storyv_lite.config import AlignStage, TrainConfig
 from storyv_lite.errors import BundleError
 from storyv_lite.modeling.checkpoints import has_component, load_component, save_component
@@ -128,7 +128,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         needed.append("unet")
     for name in needed:
         if not has_component(out / name):
-            raise BundleError(f"`{out / name}` is missing", hint="storyv-lite train")
+            raise BundleError(f"`{out / name}` is missing", hint=train_command(out))
     torch.manual_seed(config.seed)
     frozen = {name: load_component(out / name).requires_grad_(False).to(device) for name in needed[1:]}
     conditioner = Conditioner(*(frozen[name] for name in needed[1:4]))
