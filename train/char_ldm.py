@@ -198,7 +198,7 @@ class Objective:
     reader: Reader | None  # None where the conditioning does not learn
     unet: nn.Module
     scheduler: DDPMScheduler
-    recorders: Sequence[MatmulAttnProcessor]  # of the supervised cross-attentions; empty without supervision
+    recorders: Sequence[MatmulAttnProcessor]  # of the cross-attentions that `reg_weight` supervises
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """`loss` to minimise; `denoising`, the plain squared error; `attention`, outside minus inside."""
@@ -217,7 +217,7 @@ class Objective:
         if self.settings.snr_gamma:
             error = error * snr_weights(self.scheduler, timesteps, self.settings.snr_gamma)
         loss = error.mean()
-        if self.recorders:
+        if self.settings.reg_weight:
             looked = [r.probabilities for r in self.recorders if r.probabilities is not None]
             inputs = batch.inputs
             attention = attention_mask_loss(looked, batch.masks, inputs.batch_index, batch.words)
@@ -269,9 +269,8 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         raise BundleError(f"`{out / 'autoencoder'}` is not finished: its latents are not measured yet")
     tokenizer = load_text_tokenizer(out, shape.text.max_position_embeddings)
     conditioner = _build_conditioner(config, out)
-    if device == "cpu":  # plain attention goes backward a third faster there at these lengths
-        for encoder in (conditioner.text_encoder, conditioner.character_encoder):
-            encoder.set_attn_implementation("eager")  # type: ignore[operator]
+    for encoder in (conditioner.text_encoder, conditioner.character_encoder):
+        encoder.set_attn_implementation("eager")  # type: ignore[operator]
     unet = build_unet(shape.unet, shape.autoencoder.latent_channels, shape.text.hidden_size)
     scheduler = build_scheduler(shape.unet)
     scheduler.save_pretrained(out / "scheduler")
@@ -281,7 +280,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         latents.encode_all()
     portraits = {name: draw.portrait(name, shape.vision.image_size) for name in NAMES}
     batches = Batches(config, frames, latents, tokenizer, portraits)
-    recorders = record_cross_attention(unet.to(device)) if settings.reg_weight else []
+    recorders = record_cross_attention(unet.to(device))
     encoder_steps = conditioning_steps(settings)
     reader = Reader(shape.text.hidden_size) if settings.train_text_encoder and encoder_steps else None
     objective = Objective(settings, conditioner, reader, unet, scheduler, recorders)

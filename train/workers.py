@@ -43,7 +43,7 @@ def prefetched(
         yield batches
         return
     workers = min(WORKERS, spare_cores()) if hasattr(os, "fork") else 0
-    made = iter(
+    made: Iterator[Any] | None = iter(
         DataLoader(
             _Steps(batches, steps),
             batch_size=None,
@@ -53,7 +53,15 @@ def prefetched(
             multiprocessing_context="fork" if workers else None,
         )
     )
-    yield lambda _: next(made)
+
+    def fetch(_: int) -> Any:
+        assert made is not None
+        return next(made)
+
+    try:
+        yield fetch
+    finally:
+        made = None  # ends the processes; a fault on its way up would keep them till Python itself ends
 
 
 def spare_cores() -> int:

@@ -15,10 +15,13 @@ from torch import Tensor
 # Cross-attention on these grids (cells per side) is supervised: for SD 1.5 at 512 px that is every level but
 # the finest, for the toon model every level but 4x4, where two characters share a cell.
 SUPERVISED_GRIDS = (8, 16, 32)
+PLAIN_GRID = 16  # cells per side up to which attention is plain on an accelerator too (docs/decisions/0030)
 
 
 class MatmulAttnProcessor:
-    """Attention as two matrix products, which a CPU trains faster than the fused kernel at short lengths.
+    """Attention as two matrix products and a softmax: at short lengths faster on a CPU than the fused kernel.
+
+    Its gradients are numbers whatever the scores; those of the fused kernels of a GPU are not.
 
     With `record`, `probabilities` holds the last softmax: (B, heads, queries, tokens), part of the graph.
     """
@@ -54,13 +57,15 @@ class MatmulAttnProcessor:
 def record_cross_attention(unet: UNet2DConditionModel) -> list[MatmulAttnProcessor]:
     """Put recording processors into the supervised cross-attentions of `unet` and return them.
 
-    Other attentions get the fused kernel, on the CPU the plain one, which trains faster there.
+    Other attentions get the plain processor too, but where an accelerator has more cells than `PLAIN_GRID`.
     """
     on_cpu = unet.device.type == "cpu"
     processors: dict[str, MatmulAttnProcessor | AttnProcessor2_0] = {}
     for name in unet.attn_processors:
-        record = ".attn2." in name and _grid(name, unet) in SUPERVISED_GRIDS
-        processors[name] = MatmulAttnProcessor(record) if record or on_cpu else AttnProcessor2_0()
+        side = _grid(name, unet)
+        record = ".attn2." in name and side in SUPERVISED_GRIDS
+        plain = record or on_cpu or side <= PLAIN_GRID
+        processors[name] = MatmulAttnProcessor(record) if plain else AttnProcessor2_0()
     unet.set_attn_processor(dict(processors))  # diffusers empties the dictionary it is given
     return [p for p in processors.values() if isinstance(p, MatmulAttnProcessor) and p.record]
 

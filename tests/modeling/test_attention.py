@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from storyv_lite.config import UNetConfig
 from storyv_lite.modeling.attention import attention_mask_loss, record_cross_attention
@@ -57,22 +58,51 @@ def test_cross_attention_of_the_two_finer_levels_is_recorded() -> None:
     assert processors[0].probabilities.sum(-1).allclose(torch.ones(()))
 
 
-def test_stable_diffusion_has_eleven_supervised_modules() -> None:
+def stable_diffusion() -> UNet2DConditionModel:
+    """Its shapes, on a device that computes nothing."""
+    config = UNetConfig(
+        sample_size=64,
+        block_out_channels=(320, 640, 1280, 1280),
+        attention_levels=(True, True, True, False),
+        layers_per_block=2,
+        num_attention_heads=8,
+        norm_num_groups=32,
+    )
     with torch.device("meta"):
-        unet = build_unet(
-            UNetConfig(
-                sample_size=64,
-                block_out_channels=(320, 640, 1280, 1280),
-                attention_levels=(True, True, True, False),
-                layers_per_block=2,
-                num_attention_heads=8,
-                norm_num_groups=32,
-            ),
-            latent_channels=4,
-            cross_attention_dim=768,
-        )
+        return build_unet(config, latent_channels=4, cross_attention_dim=768)
+
+
+def test_stable_diffusion_has_eleven_supervised_modules() -> None:
+    unet = stable_diffusion()
     assert sum(p.numel() for p in unet.parameters()) == 859_520_964
     assert len(record_cross_attention(unet)) == 11
+
+
+def test_an_accelerator_fuses_only_the_attentions_of_many_cells() -> None:
+    ours, large = tiny().to("meta"), stable_diffusion()
+    record_cross_attention(ours)
+    record_cross_attention(large)
+    assert not any(isinstance(p, AttnProcessor2_0) for p in ours.attn_processors.values())
+    fused = {name for name, p in large.attn_processors.items() if isinstance(p, AttnProcessor2_0)}
+    ends = {name.split(".attentions")[0] for name in fused}
+    assert ends == {"down_blocks.0", "down_blocks.1", "up_blocks.2", "up_blocks.3"}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_gradients_are_numbers_however_low_all_scores_are(device: str) -> None:
+    unet = tiny().to(device)
+    record_cross_attention(unet)
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            if name.endswith("to_q.weight"):
+                weight.mul_(100)
+            if name.endswith("to_k.weight"):  # opposite to the query of the same state, if it has one
+                weight.copy_(-unet.get_parameter(name.replace("to_k", "to_q")))
+    latents, text = torch.randn(2, 4, 16, 16, device=device), torch.randn(2, 6, 32, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        drawn = unet(latents, torch.tensor([3, 700], device=device), text).sample
+    drawn.float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in unet.parameters() if p.grad is not None)
 
 
 def test_the_loss_is_lower_when_attention_is_inside_the_mask() -> None:

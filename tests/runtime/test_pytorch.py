@@ -1,5 +1,6 @@
 """The PyTorch backend: it answers as the graphs do, in every precision, and refuses what it cannot do."""
 
+import gc
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -273,6 +274,7 @@ def test_a_bundle_of_graphs_is_refused_and_so_is_a_checkpoint_by_the_other_backe
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:inner dimension:UserWarning")  # 96 values are no whole block of 64
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "nf4"])
 def test_cuda_reads_and_draws_as_the_cpu_does(tiny_checkpoint: Path, precision: str) -> None:
     wide = draw(tiny_checkpoint, "fp32")
@@ -286,6 +288,7 @@ def test_cuda_reads_and_draws_as_the_cpu_does(tiny_checkpoint: Path, precision: 
 
 @pytest.mark.gpu
 def test_what_is_unloaded_gives_its_device_memory_back(tiny_checkpoint: Path) -> None:
+    gc.collect()  # what a failed test before it holds
     before = torch.cuda.memory_allocated()
     session = open_torch_backend("cuda", "nf4").open_language_model(open_checkpoint(tiny_checkpoint))
     assert torch.cuda.memory_allocated() > before

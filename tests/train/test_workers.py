@@ -1,5 +1,6 @@
 """Batches made ahead are the batches that would have been made in place."""
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 
@@ -49,3 +50,12 @@ def test_a_fault_in_a_batch_is_raised_where_the_batch_is_asked_for() -> None:
 
     with prefetched(fails, range(3), ELSEWHERE) as fetch, pytest.raises(ValueError, match="no batch 0"):
         fetch(0)
+
+
+def test_who_makes_batches_is_gone_when_a_training_is_broken_off() -> None:
+    before = set(multiprocessing.active_children())
+    with pytest.raises(ArithmeticError) as fault, prefetched(made, range(50), ELSEWHERE) as fetch:
+        fetch(0)
+        assert set(multiprocessing.active_children()) - before
+        raise ArithmeticError
+    assert fault.value and not set(multiprocessing.active_children()) - before
