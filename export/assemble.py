@@ -5,13 +5,11 @@ Knows the order of the work and what goes into the manifest; how each step is do
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from storyv_lite.bundle import part_entry
@@ -42,6 +40,7 @@ from storyv_lite.export.stream import check_space
 from storyv_lite.export.streamed import write_table
 from storyv_lite.export.verify import CASES, Failure, failures, refuse, save_cases, verify
 from storyv_lite.export.weight_parity import check_weights
+from storyv_lite.export.weights import sizes
 from storyv_lite.manifest import Variant
 from storyv_lite.modeling.components import build
 from storyv_lite.quantization import QuantScheme, plan
@@ -107,7 +106,7 @@ def export_checkpoint(
         write = (checkpoint, record, schemes, wide, calibration, bundle, out.name, allow_degraded, more)
         _write_bundle(*write, progress)
         complete(bundle)
-        publish(work, bundle, out, force)
+        publish(work, out, force)
     return out
 
 
@@ -123,12 +122,7 @@ def _refuse_shards(checkpoint: Path) -> None:
 
 def _check_space(work: Path, checkpoint: Path) -> None:
     """Raise `OutputError` when the disk of `work` cannot hold the float32 graphs and a bundle as large."""
-    parameters = 0
-    for file in checkpoint.glob(f"[!.]*/{WEIGHTS}"):
-        # a damaged file is told when it is loaded
-        with suppress(SafetensorError, OSError), safe_open(file, framework="numpy") as tensors:
-            parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
-    check_space(work, 2 * 4 * parameters)
+    check_space(work, 2 * 4 * sum(sum(counts.values()) for counts in sizes(checkpoint).values()))
 
 
 def export_wide(checkpoint: Path, wide: Path, progress: Progress = lambda message: None) -> None:

@@ -15,6 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from storyv_lite.bundle import Bundle
+from storyv_lite.checkpoint import train_command
 from storyv_lite.components import Component
 from storyv_lite.errors import BundleError
 from storyv_lite.export.rounding import second_moments
@@ -35,16 +36,19 @@ SHRINK = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # candidate ranges, as parts of the who
 
 
 def read_stories(checkpoint: Path) -> list[dict[str, Any]]:
-    """What training left to calibrate with. Raises `BundleError` when the file is missing or damaged."""
+    """What training left to calibrate with. Raises `BundleError` where it is missing or damaged."""
     file = checkpoint / "calibration.jsonl"
     if not file.is_file():
-        raise BundleError(f"`{file}` is missing; export draws its stories", hint="storyv-lite train")
+        raise BundleError(f"`{file}` is missing; export draws its stories", hint=train_command(checkpoint))
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        stories = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as fault:
         raise BundleError(
             f"`{file}` is damaged: {fault}", hint="take it from a backup, or train anew"
         ) from fault
+    if not stories:
+        raise BundleError(f"`{file}` holds no story", hint=train_command(checkpoint))
+    return stories
 
 
 def calibrate(
@@ -57,10 +61,7 @@ def calibrate(
     """Inputs of every `wanted` graph while `stories` are drawn with the bundle `wide`.
 
     Of its components `kept` stay loaded; None: all of them.
-    Raises `BundleError` when there is no story to draw.
     """
-    if not stories:
-        raise BundleError("the checkpoint has no calibration stories", hint="storyv-lite train")
     # one thread sums in one order: equal exports have equal bytes
     listener = Listener(open_backend("cpu", threads=1), wanted)
     pipeline = StoryPipeline(Bundle.open(wide, verify=False), listener)

@@ -15,7 +15,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from storyv_lite.errors import OutputError
 from storyv_lite.export.capture import EXTERNAL_FROM
 from storyv_lite.export.verify import NO_NUMBER, Failure, compare
 from storyv_lite.export.weight_parity import LIMITS
@@ -77,7 +76,6 @@ class DataFile:
         return self.store(tensor.name, rounded)
 
     def store(self, name: str, value: Array) -> onnx.TensorProto:
-        """Raises `OutputError` when the disk is full."""
         if value.nbytes < EXTERNAL_FROM:
             return numpy_helper.from_array(np.ascontiguousarray(value), name)
         content = np.ascontiguousarray(value)
@@ -106,9 +104,6 @@ class DataFile:
                 )
 
     def _write(self, content: bytes | memoryview) -> None:
-        try:
-            self._stream.write(content)
-        except OSError as fault:
-            raise OutputError(f"`{self.path}` cannot be written: {fault.strerror}") from fault
+        self._stream.write(content)
         self._digest.update(content)
         self._end += len(content)

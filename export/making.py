@@ -41,7 +41,7 @@ def making(out: Path, kind: str, force: bool, keep: bool) -> Iterator[Path]:
         work.mkdir(parents=True, exist_ok=True)
         with locked(work):
             if not keep:
-                _clear(work)
+                clear(work)
             try:
                 yield work
             finally:
@@ -60,19 +60,20 @@ def making(out: Path, kind: str, force: bool, keep: bool) -> Iterator[Path]:
         raise
 
 
-def publish(work: Path, bundle: Path, out: Path, force: bool) -> None:
-    """Give the finished `bundle` in `work` its name, and remove `work`.
+def publish(work: Path, out: Path, force: bool) -> None:
+    """Give the finished bundle, `bundle` in `work`, its name, and remove `work`.
 
     Raises `OutputError` when something that may not be replaced has got the name meanwhile.
     """
     refuse_taken(out, force)
     if out.exists():
         out.rename(work / OLD)
-    bundle.rename(out)
+    (work / "bundle").rename(out)
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _clear(work: Path) -> None:
+def clear(work: Path) -> None:
+    """Remove what is in the folder, not the folder: a lock may lie on it."""
     for entry in work.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 

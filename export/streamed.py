@@ -16,16 +16,16 @@ import numpy as np
 
 from storyv_lite import __version__
 from storyv_lite.bundle import hash_file, part_entry
-from storyv_lite.checkpoint import TOKEN_ROWS, describe, embedding_scale, read_checkpoint
+from storyv_lite.checkpoint import TOKEN_ROWS, describe, embedding_scale, read_checkpoint, train_command
 from storyv_lite.components import Component, Dimensions
 from storyv_lite.coverage import Stored, coverage_of
 from storyv_lite.errors import BundleError, ConfigError, ParityError
-from storyv_lite.export.making import making, publish
+from storyv_lite.export.making import clear, making, publish
 from storyv_lite.export.manifest import finish
 from storyv_lite.export.specs import GRAPHS
 from storyv_lite.export.stored_ranges import ranges_for
 from storyv_lite.export.stream import PART_BYTES, Progress, bytes_per_weight, check_space, stream_component
-from storyv_lite.export.weights import of_folder
+from storyv_lite.export.weights import of_folder, sizes
 from storyv_lite.manifest import Variant
 from storyv_lite.quantization import FP16, Method, QuantScheme, plan
 from storyv_lite.runtime.disk import write_file
@@ -81,7 +81,7 @@ def stream_checkpoint(
                 f"`{checkpoint}` was changed while it was exported", "export it again when nothing trains it"
             )
         finish(checkpoint, record, bundle, out.name, components)
-        publish(work, bundle, out, force)
+        publish(work, out, force)
     return out
 
 
@@ -123,7 +123,9 @@ def write_table(checkpoint: Path, folder: Path) -> Variant:
     with of_folder(source) as weights:
         found = next((weight for name, weight in weights.items() if name.endswith(TOKEN_ROWS)), None)
         if found is None:
-            raise BundleError(f"`{source}` lacks a token table, `{TOKEN_ROWS}`", hint="storyv-lite train")
+            raise BundleError(
+                f"`{source}` lacks a token table, `{TOKEN_ROWS}`", hint=train_command(checkpoint)
+            )
         table = (found.read() * np.float32(embedding_scale(source))).astype(np.float16)
     np.save(target, table, allow_pickle=False)
     part = part_entry(folder, f"{Component.TOKEN_EMBEDDING}/{TABLE}")
@@ -152,8 +154,7 @@ def _take_up(work: Path, request: Mapping[str, Any], progress: Progress) -> None
     if note.is_file() and note.read_bytes() == text:
         progress("take up the export that was begun")
         return
-    for entry in work.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    clear(work)
     write_file(note, text)
 
 
@@ -161,13 +162,9 @@ def _needed(checkpoint: Path, schemes: Mapping[Component, QuantScheme]) -> int:
     """Bytes of the bundle, about."""
     widest = max(map(bytes_per_weight, schemes.values()))
     total = 0.0
-    for folder in sorted(file.parent for file in checkpoint.glob("[!.]*/config.json")):
-        scheme = next((s for c, s in schemes.items() if c == folder.name), None)
-        if any(folder.glob("*.safetensors")):
-            with of_folder(folder) as weights:
-                sizes = {name: weight.size for name, weight in weights.items()}
-            table = sum(size for name, size in sizes.items() if name.endswith(TOKEN_ROWS))
-            total += 2 * table + (sum(sizes.values()) - table) * (
-                bytes_per_weight(scheme) if scheme else widest
-            )
+    for component, counts in sizes(checkpoint).items():
+        scheme = next((s for c, s in schemes.items() if c == component), None)
+        table = sum(count for name, count in counts.items() if name.endswith(TOKEN_ROWS))
+        each = bytes_per_weight(scheme) if scheme else widest
+        total += 2 * table + (sum(counts.values()) - table) * each
     return int(MARGIN * total)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
+from storyv_lite.checkpoint import train_command
 from storyv_lite.errors import BundleError
 from storyv_lite.tensors import StoredTensor, open_shards
 
@@ -63,6 +64,19 @@ def of_folder(folder: Path) -> Iterator[dict[str, Weight]]:
     """
     with open_shards(folder) as tensors:
         yield {name: _stored(name, tensor) for name, tensor in tensors.items()}
+
+
+def sizes(checkpoint: Path) -> dict[str, dict[str, int]]:
+    """How many values every weight of every component in a checkpoint has, by their names.
+
+    Raises `BundleError` for a faulty file.
+    """
+    counts = {}
+    for folder in sorted(file.parent for file in checkpoint.glob("[!.]*/config.json")):
+        if any(folder.glob("*.safetensors")):
+            with of_folder(folder) as weights:
+                counts[folder.name] = {name: weight.size for name, weight in weights.items()}
+    return counts
 
 
 def stacked(*weights: Weight) -> Weight:
@@ -118,9 +132,10 @@ def _stored(name: str, tensor: StoredTensor) -> Weight:
         value = tensor.read()
         # both are NaN where one value is; a mask of all values would be a quarter of them again in memory
         if not np.isfinite([value.min(initial=0), value.max(initial=0)]).all():
+            file = Path(tensor.stream.name)
             raise BundleError(
-                f"`{tensor.stream.name}` has NaN or infinity in `{name}`",
-                hint="repair that file, or train it again: storyv-lite train",
+                f"`{file}` has NaN or infinity in `{name}`",
+                hint=f"repair that file, or train it again: {train_command(file.parent.parent)}",
             )
         return value
 

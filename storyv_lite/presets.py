@@ -179,15 +179,6 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
     return asdict(config)
 
 
-def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """The configuration that `as_dict` wrote; raises `ConfigError` for what this version does not know."""
-    config: TrainConfig
-    config, problems = _changed(TrainConfig(), values, "")
-    if problems:
-        raise ConfigError("; ".join(problems), hint="the checkpoint was trained by another version")
-    return config
-
-
 def _set(config: TrainConfig, setting: str) -> tuple[TrainConfig, list[str]]:
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():

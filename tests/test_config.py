@@ -6,19 +6,13 @@ import pytest
 
 from storyv_lite.config import TrainConfig
 from storyv_lite.errors import ConfigError
-from storyv_lite.presets import PRESETS, as_dict, from_dict, load_config
+from storyv_lite.presets import PRESETS, load_config
 from storyv_lite.runtime.context import RECENT
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_can_be_trained_as_it_stands(preset: str) -> None:
     assert load_config(preset).preset == preset
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_configuration_survives_being_stored(preset: str) -> None:
-    config = load_config(preset)
-    assert from_dict(as_dict(config)) == config
 
 
 def test_settings_change_one_value_and_keep_its_type() -> None:

@@ -64,8 +64,11 @@ def run(
     out: Path = Path("checkpoints/toon"),
     settings: Iterable[str] = (),
     minutes: float | None = None,
+    file: Path | None = None,
 ) -> bool:
     """Train `stages` of a preset into `out`, each from where it stopped; true when all of them are complete.
+
+    What it is trained with is the preset, changed by the TOML `file`, changed by `settings`.
 
     Raises `ConfigError` for unknown names, wrong settings, a folder that holds another model, or a stage that
     must not learn on; `BackendError` when the device cannot be had, `BundleError` when a stage that is needed
@@ -73,7 +76,7 @@ def run(
     """
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise ConfigError(f"there is no stage `{unknown[0]}`", hint=f"stages are {', '.join(STAGES)}")
-    config, place = load_config(preset, settings=settings), pick_device(device)
+    config, place = load_config(preset, file, settings), pick_device(device)
     refuse_other_model(config, out)
     wanted = [stage for stage in STAGES if stage in stages and not is_done(config, out, stage)]
     if not wanted:

@@ -29,6 +29,10 @@ def train(
         Path | None,
         typer.Option("-o", "--out", metavar="FOLDER", help="Folder to write [default: checkpoints/PRESET]."),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Settings in a TOML file, on top of the preset."),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="SETTING", help="section.key=value; may be repeated.")
     ] = None,
@@ -48,7 +52,7 @@ def train(
     folder = out or Path("checkpoints") / preset
     record = folder / RECORD
     before = record.stat().st_mtime_ns if record.is_file() else None
-    done = recipes.run(preset, stage or STAGES, device, folder, settings or (), minutes)
+    done = recipes.run(preset, stage or STAGES, device, folder, settings or (), minutes, config)
     written = record.stat().st_mtime_ns != before
     asked = f"{', '.join(stage)} in {folder}" if stage else folder
     say(f"wrote {folder}" if written else f"nothing to do: {asked} is finished")

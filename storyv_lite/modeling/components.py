@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from storyv_lite.checkpoint import train_command
 from storyv_lite.components import Component, Dimensions
 from storyv_lite.errors import BundleError
 from storyv_lite.modeling.checkpoints import load_component
@@ -186,7 +187,7 @@ def _latent_statistics(folder: Path, autoencoder: Any, dims: Dimensions) -> tupl
     else:
         raise BundleError(
             f"`{folder}` is not finished: its latents are not measured yet",
-            hint="storyv-lite train --stage autoencoder",
+            hint=train_command(folder.parent, "autoencoder"),
         )
     shape = (channels, 1, 1)
     return _like(autoencoder, mean.view(shape)), _like(autoencoder, std.view(shape))

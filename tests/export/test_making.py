@@ -24,7 +24,8 @@ def names(folder: Path) -> list[str]:
 def test_a_bundle_gets_its_name_and_nothing_is_left_beside_it(tmp_path: Path, keep: bool) -> None:
     out = bundle(tmp_path / "out", "old")
     with making(out, "partial", force=True, keep=keep) as work:
-        publish(work, bundle(work / "bundle", "new"), out, force=True)
+        bundle(work / "bundle", "new")
+        publish(work, out, force=True)
     assert (out / "manifest.json").read_text() == "new" and names(tmp_path) == ["out"]
 
 
@@ -49,7 +50,8 @@ def test_a_kill_behind_the_last_rename_does_not_stop_the_next_export(tmp_path: P
     out = bundle(tmp_path / "out", "new")
     bundle(tmp_path / ".out.partial" / OLD, "old")
     with making(out, "partial", force=True, keep=True) as work:
-        publish(work, bundle(work / "bundle", "newer"), out, force=True)
+        bundle(work / "bundle", "newer")
+        publish(work, out, force=True)
     assert (out / "manifest.json").read_text() == "newer" and names(tmp_path) == ["out"]
 
 
@@ -58,7 +60,8 @@ def test_a_name_that_was_taken_meanwhile_is_not_replaced(tmp_path: Path) -> None
     with pytest.raises(OutputError, match="is no bundle"), making(out, "partial", True, False) as work:
         out.mkdir()
         (out / "mine.txt").write_text("mine")
-        publish(work, bundle(work / "bundle", "new"), out, force=True)
+        bundle(work / "bundle", "new")
+        publish(work, out, force=True)
     assert names(out) == ["mine.txt"] and names(tmp_path) == ["out"]
 
 

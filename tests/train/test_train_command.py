@@ -27,3 +27,18 @@ def test_a_finished_checkpoint_is_said_to_be_one_and_named_for_export(
         f"nothing to do: align in {tmp_path} is finished"
         in run("train", "--preset", "micro", "-o", tmp_path, "--stage", "align")[1]
     )
+
+
+def test_settings_of_a_file_count_and_those_of_the_command_win(
+    tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    recipes.describe(load_config("micro", settings=["seed=7"]), tmp_path / "out")
+    kept = tmp_path / "kept.toml"
+    kept.write_text("seed = 7\n[judge]\nmax_train_steps = 3\n", encoding="utf-8")
+    asked = ("train", "--preset", "micro", "-o", tmp_path / "out", "--config", kept, "--stage", "judge")
+    record_stage(tmp_path / "out", "judge", asdict(StageProgress(steps=3, done=True)))
+    assert run(*asked)[0] == 0
+    code, _, err = run(*asked, "--set", "seed=8")
+    assert code == 2 and "another `seed`" in err
+    code, _, err = run(*asked[:-3], tmp_path / "none.toml")
+    assert code == 2 and f"`{tmp_path / 'none.toml'}` is missing" in err
