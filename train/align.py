@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from storyv_lite.checkpoint import read_json, train_command
 from storyv_lite.config import AlignStage, TrainConfig
 from storyv_lite.errors import BundleError
+from storyv_lite.modeling.attention import attend_plainly
 from storyv_lite.modeling.checkpoints import has_component, load_component, save_component
 from storyv_lite.modeling.mapper import Mapper
 from storyv_lite.modeling.packing import IGNORED, PackedFrame, PackedStories, Vocabulary, collate, pack
@@ -278,6 +279,7 @@ class DiffusionLoss:
 
     def __init__(self, config: TrainConfig, out: Path, unet: nn.Module, device: str) -> None:
         self.unet, self.vae = unet, autoencoder.load(out, device)
+        attend_plainly(unet)
         self.scheduler = build_scheduler(config.model.unet)
 
     def __call__(self, predicted: Tensor, frames: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from storyv_lite.checkpoint import train_command
 from storyv_lite.config import CharLDMStage, TrainConfig
 from storyv_lite.errors import BundleError, ConfigError
-from storyv_lite.modeling.attention import MatmulAttnProcessor, attention_mask_loss, record_cross_attention
+from storyv_lite.modeling.attention import MatmulAttnProcessor, attend_plainly, attention_mask_loss
 from storyv_lite.modeling.checkpoints import has_component, load_component
 from storyv_lite.modeling.fusion import Fusion
 from storyv_lite.modeling.schedule import (
@@ -198,7 +198,7 @@ class Objective:
     reader: Reader | None  # None where the conditioning does not learn
     unet: nn.Module
     scheduler: DDPMScheduler
-    recorders: Sequence[MatmulAttnProcessor]  # of the cross-attentions that `reg_weight` supervises
+    recorders: Sequence[MatmulAttnProcessor]  # of the supervised cross-attentions; empty without supervision
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """`loss` to minimise; `denoising`, the plain squared error; `attention`, outside minus inside."""
@@ -217,7 +217,7 @@ class Objective:
         if self.settings.snr_gamma:
             error = error * snr_weights(self.scheduler, timesteps, self.settings.snr_gamma)
         loss = error.mean()
-        if self.settings.reg_weight:
+        if self.recorders:
             looked = [r.probabilities for r in self.recorders if r.probabilities is not None]
             inputs = batch.inputs
             attention = attention_mask_loss(looked, batch.masks, inputs.batch_index, batch.words)
@@ -280,7 +280,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         latents.encode_all()
     portraits = {name: draw.portrait(name, shape.vision.image_size) for name in NAMES}
     batches = Batches(config, frames, latents, tokenizer, portraits)
-    recorders = record_cross_attention(unet.to(device))
+    recorders = attend_plainly(unet.to(device), record=settings.reg_weight > 0)
     encoder_steps = conditioning_steps(settings)
     reader = Reader(shape.text.hidden_size) if settings.train_text_encoder and encoder_steps else None
     objective = Objective(settings, conditioner, reader, unet, scheduler, recorders)

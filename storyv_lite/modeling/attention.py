@@ -54,18 +54,18 @@ class MatmulAttnProcessor:
         return out
 
 
-def record_cross_attention(unet: UNet2DConditionModel) -> list[MatmulAttnProcessor]:
-    """Put recording processors into the supervised cross-attentions of `unet` and return them.
+def attend_plainly(unet: UNet2DConditionModel, record: bool = False) -> list[MatmulAttnProcessor]:
+    """Give `unet` the attentions that gradients go through; fused ones only for many cells on an accelerator.
 
-    Other attentions get the plain processor too, but where an accelerator has more cells than `PLAIN_GRID`.
+    With `record`, those of the supervised cross-attentions remember where each word looked, and are returned.
     """
     on_cpu = unet.device.type == "cpu"
     processors: dict[str, MatmulAttnProcessor | AttnProcessor2_0] = {}
     for name in unet.attn_processors:
         side = _grid(name, unet)
-        record = ".attn2." in name and side in SUPERVISED_GRIDS
-        plain = record or on_cpu or side <= PLAIN_GRID
-        processors[name] = MatmulAttnProcessor(record) if plain else AttnProcessor2_0()
+        supervised = record and ".attn2." in name and side in SUPERVISED_GRIDS
+        plain = supervised or on_cpu or side <= PLAIN_GRID
+        processors[name] = MatmulAttnProcessor(supervised) if plain else AttnProcessor2_0()
     unet.set_attn_processor(dict(processors))  # diffusers empties the dictionary it is given
     return [p for p in processors.values() if isinstance(p, MatmulAttnProcessor) and p.record]
 

@@ -6,7 +6,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from storyv_lite.config import UNetConfig
-from storyv_lite.modeling.attention import attention_mask_loss, record_cross_attention
+from storyv_lite.modeling.attention import attend_plainly, attention_mask_loss
 from storyv_lite.modeling.unet import build_unet
 
 TINY = UNetConfig(sample_size=16, block_out_channels=(32, 32, 32), attention_head_dim=16)
@@ -42,14 +42,14 @@ def test_recording_does_not_change_the_prediction() -> None:
     unet = tiny()
     with torch.no_grad():
         before = call(unet)
-        record_cross_attention(unet)
+        attend_plainly(unet, record=True)
         recorded = call(unet)
     torch.testing.assert_close(recorded, before, rtol=1e-4, atol=1e-5)
 
 
 def test_cross_attention_of_the_two_finer_levels_is_recorded() -> None:
     unet = tiny()
-    processors = record_cross_attention(unet)
+    processors = attend_plainly(unet, record=True)
     call(unet)
     shapes = [tuple(p.probabilities.shape) for p in processors if p.probabilities is not None]
     assert shapes.count((2, 2, 256, 6)) == 3 and shapes.count((2, 2, 64, 6)) == 3
@@ -75,13 +75,13 @@ def stable_diffusion() -> UNet2DConditionModel:
 def test_stable_diffusion_has_eleven_supervised_modules() -> None:
     unet = stable_diffusion()
     assert sum(p.numel() for p in unet.parameters()) == 859_520_964
-    assert len(record_cross_attention(unet)) == 11
+    assert len(attend_plainly(unet, record=True)) == 11
 
 
 def test_an_accelerator_fuses_only_the_attentions_of_many_cells() -> None:
     ours, large = tiny().to("meta"), stable_diffusion()
-    record_cross_attention(ours)
-    record_cross_attention(large)
+    attend_plainly(ours, record=True)
+    attend_plainly(large, record=True)
     assert not any(isinstance(p, AttnProcessor2_0) for p in ours.attn_processors.values())
     fused = {name for name, p in large.attn_processors.items() if isinstance(p, AttnProcessor2_0)}
     ends = {name.split(".attentions")[0] for name in fused}
@@ -91,7 +91,7 @@ def test_an_accelerator_fuses_only_the_attentions_of_many_cells() -> None:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_gradients_are_numbers_however_low_all_scores_are(device: str) -> None:
     unet = tiny().to(device)
-    record_cross_attention(unet)
+    attend_plainly(unet, record=True)
     with torch.no_grad():
         for name, weight in unet.named_parameters():
             if name.endswith("to_q.weight"):

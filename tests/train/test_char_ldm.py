@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from storyv_lite.config import CharLDMStage, TrainConfig
 from storyv_lite.errors import BundleError
-from storyv_lite.modeling.attention import record_cross_attention
+from storyv_lite.modeling.attention import attend_plainly
 from storyv_lite.modeling.autoencoder import ToonAutoencoder
 from storyv_lite.modeling.checkpoints import load_component, save_component
 from storyv_lite.modeling.fusion import Fusion
@@ -338,7 +338,7 @@ def objective_of(out: Path, config: TrainConfig) -> char_ldm.Objective:
     unet = build_unet(shape.unet, shape.autoencoder.latent_channels, shape.text.hidden_size)
     conditioner = Conditioner(text, load_component(out / "vision_encoder"), Fusion(shape.text.hidden_size))
     reader, scheduler = char_ldm.Reader(shape.text.hidden_size), build_scheduler(shape.unet)
-    recorders = record_cross_attention(unet)
+    recorders = attend_plainly(unet, record=True)
     return char_ldm.Objective(config.char_ldm, conditioner, reader, unet, scheduler, recorders)
 
 
