@@ -54,6 +54,12 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     return content
 
 
+def unfinished(folder: Path) -> list[str]:
+    """The stages that have begun and are not done, or have to learn on behind another; not the judge's."""
+    stages = read_checkpoint(folder).get("stages", {})
+    return [name for name, record in stages.items() if not record.get("done") and name != "judge"]
+
+
 def find_checkpoint(name_or_path: str | Path, folder: Path | None = None) -> Path:
     """The folder of the checkpoint asked for; a name means `./checkpoints/NAME`. Raises `BundleError`."""
     here = Path.cwd() if folder is None else folder

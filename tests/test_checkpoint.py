@@ -14,6 +14,7 @@ from storyv_lite.checkpoint import (
     open_checkpoint,
     train_command,
     trained_frames,
+    unfinished,
 )
 from storyv_lite.components import Component
 from storyv_lite.errors import BundleError
@@ -93,3 +94,9 @@ def test_a_save_cut_off_between_its_renames_is_told_with_what_finishes_it(
 
 def test_a_model_trained_before_contexts_had_a_limit_reads_what_it_was_trained_on() -> None:
     assert trained_frames({"align": {"max_frames": 16}}) == 16
+
+
+def test_stages_that_have_begun_and_are_not_done_are_unfinished(tmp_path: Path) -> None:
+    stages = {"autoencoder": {"done": True}, "char_ldm": {"done": False}, "judge": {"done": False}}
+    (tmp_path / "checkpoint.json").write_text(json.dumps({"schema": 1, "stages": stages}), encoding="utf-8")
+    assert unfinished(tmp_path) == ["char_ldm"]

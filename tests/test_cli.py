@@ -214,6 +214,14 @@ def test_export_without_a_checkpoint_says_how_to_get_one_or_takes_the_repository
     assert code == 4 and "storyv-lite train" in err
 
 
+def test_export_tells_which_stages_are_not_finished(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    record = json.loads((tiny_checkpoint / "checkpoint.json").read_text(encoding="utf-8"))
+    record["stages"] = {"char_ldm": {"done": True}, "align": {"done": False}}
+    (tmp_path / "checkpoint.json").write_text(json.dumps(record), encoding="utf-8")
+    _, _, err = run("export", tmp_path, "-o", tmp_path / "bundle", "--fp32")
+    assert "as it is, align not finished; to go on: storyv-lite train" in err and "--stage align" in err
+
+
 def test_an_unknown_stage_or_device_of_train_is_refused(run: Run) -> None:
     assert run("train", "--stage", "paint")[0] == 2
     assert run("train", "--preset", "none")[0] == 2

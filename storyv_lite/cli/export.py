@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from storyv_lite.bundle import MANIFEST, Bundle
+from storyv_lite.checkpoint import train_command, unfinished
 from storyv_lite.cli.console import note, progress, say, say_json, warn
 from storyv_lite.cli.options import ForceOption, JsonOption
 from storyv_lite.coverage import shares, summary
@@ -143,6 +144,9 @@ def export(
         checkpoint = assemble.newest_checkpoint(Path.cwd())
         here = checkpoint.is_relative_to(Path.cwd() / "checkpoints")
         note(f"checkpoint: {checkpoint} ({'the newest in ./checkpoints' if here else 'the one that ships'})")
+    if stages := unfinished(checkpoint):
+        goes_on = train_command(checkpoint, stages[0])
+        warn(f"`{checkpoint}` is exported as it is, {', '.join(stages)} not finished; to go on: {goes_on}")
     suffix = "" if builder is None else f"-{target}"
     name = asked[0] if not scheme else f"{asked[0]}-{scheme.replace('=', '-').replace(',', '-')}"
     aim = None if most is None and target_psnr is None else Target(most, target_psnr)
