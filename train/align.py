@@ -25,7 +25,7 @@ from storyv_lite.modeling.checkpoints import has_component, load_component, save
 from storyv_lite.modeling.mapper import Mapper
 from storyv_lite.modeling.packing import IGNORED, PackedFrame, PackedStories, Vocabulary, collate, pack
 from storyv_lite.modeling.schedule import build_scheduler, training_target
-from storyv_lite.modeling.story_lm import StoryLM, VisualProjection
+from storyv_lite.modeling.story_lm import StoryLM, VisualProjection, attend_in_chunks
 from storyv_lite.prompt import history, query, text_history
 from storyv_lite.runtime.tokenizer import TextTokenizer
 from storyv_lite.train import autoencoder
@@ -134,6 +134,8 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     frozen = {name: load_component(out / name).requires_grad_(False).to(device) for name in needed[1:]}
     conditioner = Conditioner(*(frozen[name] for name in needed[1:4]))
     lm, mapper = build(config, out, frozen["vision_encoder"], frozen["text_encoder"])
+    if device == "cpu":
+        attend_in_chunks(lm.language_model)
     lm.to(device)
     vocabulary = vocabulary_of(load_language_tokenizer(out), shape.language, lm.language_model.config)
     tokenizer = load_text_tokenizer(out, shape.text.max_position_embeddings)

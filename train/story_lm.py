@@ -17,7 +17,7 @@ from torch import Tensor
 from storyv_lite.config import StoryLMStage, TrainConfig
 from storyv_lite.modeling.checkpoints import has_component, load_component, save_component
 from storyv_lite.modeling.packing import IGNORED, Kind, PackedFrame, PackedStories, collate, pack
-from storyv_lite.modeling.story_lm import StoryLM, build_language_model
+from storyv_lite.modeling.story_lm import StoryLM, attend_in_chunks, build_language_model
 from storyv_lite.prompt import Picture, Segment, Text, history, query, text_history
 from storyv_lite.train.language_tokenizer import PAD, save_language_tokenizer, vocabulary_of
 from storyv_lite.train.loop import append_metrics, run_stage, step_rng
@@ -49,6 +49,8 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     if shape.pretrained:
         save_component(model, out / "language_model")
         return True
+    if device == "cpu":
+        attend_in_chunks(model)
     lm = StoryLM(model, shape.image_tokens)
     vocabulary = vocabulary_of(tokenizer, shape, lm.language_model.config)
 

@@ -12,12 +12,20 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from storyv_lite.config import LanguageConfig
 from storyv_lite.errors import ConfigError
 from storyv_lite.modeling.packing import IGNORED, Kind, PackedStories, additive_mask, visible
 from storyv_lite.modeling.published import from_pretrained
+
+CHUNK = 256  # queries that attend at once
 
 
 def build_language_model(config: LanguageConfig, **pretrained: Any) -> PreTrainedModel:
@@ -63,6 +71,34 @@ def add_image_rows(model: PreTrainedModel, image_tokens: int) -> PreTrainedModel
             fresh = F.normalize(torch.randn_like(table[-image_tokens:]), dim=-1)
             table[-image_tokens:] = fresh * table[:-image_tokens].norm(dim=-1).mean()
     return model
+
+
+def attend_in_chunks(model: PreTrainedModel) -> None:
+    """Make a model whose mask is causal, and given, attend by chunks of queries that read no later key.
+
+    On a CPU that goes forward and back in half the time of the fused kernel, which computes what is hidden.
+    """
+    AttentionInterface.register("causal_chunks", _causal_chunks)
+    model.set_attn_implementation("causal_chunks")
+
+
+def _causal_chunks(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """As transformers calls it: query (B, heads, L, D), key and value of no more heads, mask (B, 1, L, L).
+
+    Out comes (B, L, heads, D).
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
+    out = []
+    for start in range(0, query.shape[2], CHUNK):
+        rows = slice(start, start + CHUNK)
+        seen = slice(0, start + CHUNK)
+        scores = query[:, :, rows] * scaling @ key[:, :, seen].transpose(2, 3)
+        scores = scores + mask[:, :, rows, seen].to(scores.dtype)
+        out.append(scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value[:, :, seen])
+    return torch.cat(out, 2).transpose(1, 2).contiguous(), None
 
 
 class VisualProjection(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types

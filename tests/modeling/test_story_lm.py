@@ -1,8 +1,10 @@
 """The story language model: packed reading, labels, the [IMG] rows."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from storyv_lite.config import LanguageConfig
 from storyv_lite.errors import ConfigError
@@ -17,7 +19,14 @@ from storyv_lite.modeling.packing import (
     tokens_of,
     visible,
 )
-from storyv_lite.modeling.story_lm import StoryLM, VisualProjection, add_image_rows, build_language_model
+from storyv_lite.modeling.story_lm import (
+    CHUNK,
+    StoryLM,
+    VisualProjection,
+    add_image_rows,
+    attend_in_chunks,
+    build_language_model,
+)
 from storyv_lite.prompt import history, query
 
 ROWS, IMAGE_TOKENS, VISUAL_TOKENS, HIDDEN, VISION = 40, 4, 3, 32, 12
@@ -205,3 +214,40 @@ def test_a_fresh_visual_token_has_the_norm_it_is_asked_for() -> None:
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ConfigError, match="`model.language.num_attention_heads`"):
         build_language_model(LanguageConfig(hidden_size=30, num_attention_heads=4))
+
+
+def grouped() -> PreTrainedModel:
+    """Two heads that share a key."""
+    shape = LlamaConfig(
+        vocab_size=ROWS,
+        hidden_size=HIDDEN,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+    )
+    return add_image_rows(LlamaForCausalLM(shape), IMAGE_TOKENS)
+
+
+@pytest.mark.parametrize("build", [llama, opt, grouped])
+def test_attention_in_chunks_gives_the_same_states_and_gradients(
+    build: Callable[[], PreTrainedModel],
+) -> None:
+    torch.manual_seed(0)
+    lm = story_lm(build())
+    stories = packed(CAPTIONS * 6)
+    assert stories.input_ids.shape[1] > CHUNK
+    pictures = int((stories.kinds == Kind.PICTURE).sum()) // VISUAL_TOKENS
+    pooled = torch.randn(pictures, VISION)
+
+    def found() -> list[torch.Tensor]:
+        lm.zero_grad()
+        hidden = lm(stories, pooled)
+        (hidden * torch.linspace(-1, 1, HIDDEN)).sum().backward()
+        return [hidden.detach(), *(p.grad.clone() for p in lm.parameters() if p.grad is not None)]
+
+    fused = found()
+    attend_in_chunks(lm.language_model)
+    for ours, theirs in zip(found(), fused, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * max(1.0, float(theirs.abs().max())))
