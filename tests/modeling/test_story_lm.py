@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from storyv_lite.config import LanguageConfig
 from storyv_lite.errors import ConfigError
@@ -218,16 +218,9 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
 
 def grouped() -> PreTrainedModel:
     """Two heads that share a key."""
-    shape = LlamaConfig(
-        vocab_size=ROWS,
-        hidden_size=HIDDEN,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-    )
-    return add_image_rows(LlamaForCausalLM(shape), IMAGE_TOKENS)
+    config = llama().config
+    config.num_key_value_heads = 1
+    return LlamaForCausalLM(config)
 
 
 @pytest.mark.parametrize("build", [llama, opt, grouped])
