@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.checkpoint import TOKEN_ROWS, embedding_scale
+from storyv_lite.checkpoint import TOKEN_ROWS, embedding_scale, train_command
 from storyv_lite.errors import BundleError
 from storyv_lite.tensors import open_shards
 
@@ -55,7 +55,8 @@ def _of_weights(file: Path, shape: tuple[int, int]) -> TokenTable:
     with open_shards(file.parent) as tensors:
         found = next((tensor for name, tensor in tensors.items() if name.endswith(TOKEN_ROWS)), None)
         if found is None:
-            raise BundleError(f"`{file}` lacks a token table, `{TOKEN_ROWS}`", hint="storyv-lite train")
+            hint = train_command(file.parent.parent)
+            raise BundleError(f"`{file}` lacks a token table, `{TOKEN_ROWS}`", hint)
         if found.shape != shape or found.dtype not in (*_FLOATS, "BF16"):
             raise BundleError(
                 f"the token table in `{file}` is {found.dtype} {found.shape}; {shape} is needed"

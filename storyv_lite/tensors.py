@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from storyv_lite.checkpoint import train_command
 from storyv_lite.errors import BundleError
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -68,12 +69,13 @@ def open_tensors(path: Path) -> Iterator[dict[str, StoredTensor]]:
     try:
         stream = path.open("rb")
     except OSError:
-        raise BundleError(f"`{path}` is missing", hint="storyv-lite train") from None
+        raise BundleError(f"`{path}` is missing", hint=train_command(path.parent.parent)) from None
     with stream:
         try:
             tensors = _header(stream, os.fstat(stream.fileno()).st_size)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as damage:
-            raise BundleError(f"`{path}` is damaged ({damage})", hint="storyv-lite train") from damage
+            hint = train_command(path.parent.parent)
+            raise BundleError(f"`{path}` is damaged ({damage})", hint) from damage
         yield tensors
 
 
@@ -91,7 +93,8 @@ def open_shards(folder: Path, weights: str = "model.safetensors") -> Iterator[di
                 set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as damage:
-            raise BundleError(f"`{index}` is damaged ({damage})", hint="storyv-lite train") from damage
+            hint = train_command(folder.parent)
+            raise BundleError(f"`{index}` is damaged ({damage})", hint) from damage
     with ExitStack() as opened:
         tensors: dict[str, StoredTensor] = {}
         for file in files:

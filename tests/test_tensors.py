@@ -66,8 +66,9 @@ def test_a_damaged_file_is_refused(file: Path, damage: str) -> None:
         case "empty":
             content = b""
     file.write_bytes(content)
-    with pytest.raises(BundleError, match="is damaged"), open_tensors(file):
+    with pytest.raises(BundleError, match="is damaged") as caught, open_tensors(file):
         pass
+    assert caught.value.hint == f"storyv-lite train -o {file.parent.parent}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -133,10 +133,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     torch.manual_seed(config.seed)
     frozen = {name: load_component(out / name).requires_grad_(False).to(device) for name in needed[1:]}
     conditioner = Conditioner(*(frozen[name] for name in needed[1:4]))
-    lm, mapper = build(config, out, frozen["vision_encoder"], frozen["text_encoder"])
-    if device == "cpu":
-        attend_in_chunks(lm.language_model)
-    lm.to(device)
+    lm, mapper = build(config, out, frozen["vision_encoder"], frozen["text_encoder"], device)
     vocabulary = vocabulary_of(load_language_tokenizer(out), shape.language, lm.language_model.config)
     tokenizer = load_text_tokenizer(out, shape.text.max_position_embeddings)
     portraits = {who.name: draw.portrait(who.name, shape.vision.image_size) for who in CAST}
@@ -235,7 +232,7 @@ def contrast(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
 
 
 def build(
-    config: TrainConfig, out: Path, vision_encoder: nn.Module, text_encoder: nn.Module
+    config: TrainConfig, out: Path, vision_encoder: nn.Module, text_encoder: nn.Module, device: str = "cpu"
 ) -> tuple[StoryLM, Mapper]:
     """The language model of the checkpoint with a fresh visual projection, and a fresh mapper.
 
@@ -243,6 +240,8 @@ def build(
     """
     shape = config.model
     model = load_component(out / "language_model").requires_grad_(shape.language.trainable)
+    if device == "cpu" and not shape.language.pretrained:  # a pretrained one may cap or drop scores
+        attend_in_chunks(model)
     table = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
     begun = has_component(out / "visual_projection")
     stored = read_json(out / "visual_projection" / "config.json") if begun else {}
@@ -262,7 +261,7 @@ def build(
         text_tokens=shape.text.max_position_embeddings,
         cross_attention_dim=text_encoder.config.hidden_size,  # type: ignore[union-attr]
     )
-    return StoryLM(model, shape.language.image_tokens, visual), mapper
+    return StoryLM(model, shape.language.image_tokens, visual).to(device), mapper
 
 
 def worn(pooled: Tensor) -> Tensor:

@@ -107,6 +107,19 @@ def parts_of(folder: Path, **stage: object) -> tuple[align.Batches, Aligned]:
     return align.Batches(config, vocabulary, tokenizer, portraits), aligned
 
 
+@pytest.mark.parametrize(("pretrained", "own"), [("", False), ("some/model", True)])
+def test_a_pretrained_model_keeps_its_own_attention(folder: Path, pretrained: str, own: bool) -> None:
+    config = tiny_config(folder)
+    language = replace(config.model.language, pretrained=pretrained)
+    config = replace(config, model=replace(config.model, language=language))
+    vision, text, fresh = (
+        load_component(folder / name) for name in ("vision_encoder", "text_encoder", "language_model")
+    )
+    lm, _ = align.build(config, folder, vision, text)
+    ours, theirs = (getattr(m.config, "_attn_implementation") for m in (lm.language_model, fresh))  # noqa: B009
+    assert (ours == theirs) is own
+
+
 def test_overfitting_one_story_halves_the_loss(parts: tuple[align.Batches, Aligned]) -> None:
     batches, aligned = parts
     batch = batches.of([tell(5, 4, "train")], np.random.default_rng(0), 0.0, 0.0)
