@@ -98,8 +98,10 @@ def _check_stages(config: TrainConfig) -> list[str]:
         told = getattr(config, name)
         if told.min_frames > told.max_frames:
             problems.append(f"`{name}.min_frames` is {told.min_frames}, 1 to `max_frames` is needed")
-    if config.char_ldm.train_batch_size % max(1, config.char_ldm.processes):
-        problems.append("`char_ldm.processes` is at least 1 and divides `char_ldm.train_batch_size`")
+    for name in ("char_ldm", "align"):
+        shared = getattr(config, name)
+        if shared.processes < 1 or shared.train_batch_size % shared.processes:
+            problems.append(f"`{name}.processes` is at least 1 and divides `{name}.train_batch_size`")
     if config.data.folder:
         problems.append("`data.folder` is set, but only the cartoon world can be trained on so far")
     return problems

@@ -78,6 +78,8 @@ def test_every_fault_is_listed() -> None:
         ("judge.max_train_steps=0", "at least 1"),
         ("autoencoder.max_train_steps=0", "at least 1 is needed without `model.autoencoder.pretrained`"),
         ("model.vision.pretrained=some/model", "go together"),
+        ("align.processes=0", "`align.processes` is at least 1"),
+        ("align.processes=5", "divides `align.train_batch_size`"),
         ("char_ldm.trainable_vision_layers=5", "at most `model.vision.num_hidden_layers` (4)"),
     ],
 )

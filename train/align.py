@@ -39,7 +39,15 @@ from storyv_lite.train.conditioning import (
     with_portraits,
 )
 from storyv_lite.train.language_tokenizer import PAD, load_language_tokenizer, vocabulary_of
-from storyv_lite.train.loop import append_metrics, parameter_groups, run_stage, step_rng
+from storyv_lite.train.loop import (
+    append_metrics,
+    helper_autocast,
+    parameter_groups,
+    run_stage,
+    seed_step,
+    step_rng,
+)
+from storyv_lite.train.parallel import GradientHelpers, check_processes
 from storyv_lite.train.story_lm import answered
 from storyv_lite.train.telling import Telling, story_length, tell, told, window
 from storyv_lite.train.toonworld import draw
@@ -72,22 +80,23 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches as a pure function of the step; `train_batch_size` counts frames."""
+    """Batches as a pure function of the step and the process; `train_batch_size` counts frames of all."""
 
     config: TrainConfig
     vocabulary: Vocabulary
     tokenizer: TextTokenizer
     portraits: dict[str, Pixels]
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int, rank: int = 0) -> Batch:
         settings = self.config.align
-        rng = step_rng(self.config.seed, STAGE, step)
+        rng = step_rng(self.config.seed, _share(rank), step)
         grown = min(1.0, 0.2 + step / max(1.0, LONG_FROM * settings.max_train_steps))
         longest = settings.min_frames + (settings.max_frames - settings.min_frames) * grown
         last = step >= LAST * settings.max_train_steps
         shortest = min(LONG, settings.max_frames) if last else settings.min_frames
         frames = story_length(rng, shortest, longest)
-        count = max(1, settings.train_batch_size // min(frames, settings.context_frames))
+        share = settings.train_batch_size // settings.processes
+        count = max(1, share // min(frames, settings.context_frames))
         tellings = [tell(int(rng.integers(2**30)), frames, "train") for _ in range(count)]
         return self.of(tellings, rng, ORIGINAL_CAPTION, settings.drop_prob)
 
@@ -124,6 +133,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     Raises `BundleError` when an earlier stage has not been trained yet.
     """
     settings, shape = config.align, config.model
+    check_processes(STAGE, settings.processes, device)
     needed = ["language_model", "text_encoder", "character_encoder", "fusion", "vision_encoder"]
     if settings.diffusion_loss_scale:
         needed.append("unet")
@@ -141,14 +151,6 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     aligned = Aligned(lm, mapper, conditioner, frozen["vision_encoder"], tokenizer, portraits)
     denoising = DiffusionLoss(config, out, frozen["unet"], device) if settings.diffusion_loss_scale else None
 
-    def compute_loss(batch: Batch, step: int) -> dict[str, Tensor]:
-        return losses(aligned, batch.to(device), settings, denoising)
-
-    def sample(path: Path) -> None:
-        report = alignment(aligned, batches.of, settings.validation_stories, config.seed, device)
-        step = int(path.stem.rpartition("-")[2])
-        append_metrics(out, {"stage": STAGE, "step": step, "validation": report})
-
     visual = lm.visual_projection
     assert visual is not None
     learned: dict[str, nn.Module] = {"mapper": mapper, "visual_projection": visual}
@@ -156,23 +158,55 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     if shape.language.trainable:
         learned["language_model"] = lm.language_model
         groups += parameter_groups([lm.language_model], settings.weight_decay, LANGUAGE_LEARNING_RATE)
-    progress = run_stage(
-        STAGE,
-        settings,
-        learned,
-        batches,
-        compute_loss,
-        out,
-        seed=config.seed,
-        device=device,
-        minutes=minutes,
-        extras={"image_rows": lm.image_rows},
-        groups=groups,
-        sample=sample,
-    )
+    extras = {"image_rows": lm.image_rows}
+
+    def work(step: int, rank: int) -> Tensor:
+        seed_step(config.seed, _share(rank), step)
+        with helper_autocast(settings):
+            return losses(aligned, batches(step, rank), settings, denoising)["loss"]
+
+    helpers = GradientHelpers(settings.processes - 1, [*learned.values(), *extras.values()], work)
+
+    def own_batch(step: int) -> Batch:
+        if settings.processes > 1:  # all of them read the same rows
+            lm.rescale_image_rows()
+            helpers.start(step)
+        return batches(step)
+
+    def compute_loss(batch: Batch, step: int) -> dict[str, Tensor]:
+        if settings.processes == 1:
+            lm.rescale_image_rows()
+        parts = losses(aligned, batch.to(device), settings, denoising)
+        return {**parts, "loss": helpers.finish(parts["loss"])}
+
+    def sample(path: Path) -> None:
+        report = alignment(aligned, batches.of, settings.validation_stories, config.seed, device)
+        step = int(path.stem.rpartition("-")[2])
+        append_metrics(out, {"stage": STAGE, "step": step, "validation": report})
+
+    with helpers:
+        progress = run_stage(
+            STAGE,
+            settings,
+            learned,
+            own_batch,
+            compute_loss,
+            out,
+            seed=config.seed,
+            device=device,
+            minutes=minutes,
+            extras=extras,
+            groups=groups,
+            sample=sample,
+        )
     if not shape.language.trainable:  # a frozen model is written once, with the rows it got
         save_component(lm.language_model, out / "language_model")
     return progress.done
+
+
+def _share(rank: int) -> str:
+    """What the generators of one process are called; the first one's are those of a training alone."""
+    return f"{STAGE}/{rank}" if rank else STAGE
 
 
 def losses(
@@ -180,7 +214,6 @@ def losses(
 ) -> dict[str, Tensor]:
     """The weighted sum `loss` and its parts, unweighted."""
     lm = aligned.lm
-    lm.rescale_image_rows()
     with torch.no_grad():
         pooled = worn(pooled_pictures(aligned.vision_encoder, batch.pixels))
         target = aligned.conditioner(batch.targets).float()

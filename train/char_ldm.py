@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from storyv_lite.checkpoint import train_command
 from storyv_lite.config import CharLDMStage, TrainConfig
-from storyv_lite.errors import BundleError, ConfigError
+from storyv_lite.errors import BundleError
 from storyv_lite.modeling.attention import MatmulAttnProcessor, attend_plainly, attention_mask_loss
 from storyv_lite.modeling.checkpoints import has_component, load_component
 from storyv_lite.modeling.fusion import Fusion
@@ -41,8 +41,8 @@ from storyv_lite.train.conditioning import (
 from storyv_lite.train.data import FRAMES, FrameSet, training_frames
 from storyv_lite.train.image_text import DETAILS, NAMES, mean_where, truth_loss, truths
 from storyv_lite.train.latents import LatentSet
-from storyv_lite.train.loop import parameter_groups, precision, run_stage, seed_step, step_rng
-from storyv_lite.train.parallel import GradientHelpers
+from storyv_lite.train.loop import helper_autocast, parameter_groups, run_stage, seed_step, step_rng
+from storyv_lite.train.parallel import GradientHelpers, check_processes
 from storyv_lite.train.text_tokenizer import EOS
 from storyv_lite.train.toonworld import captions, draw
 from storyv_lite.train.toonworld.scene import PLACES
@@ -261,8 +261,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     Raises `BundleError` when the autoencoder or the encoders have not been trained yet.
     """
     settings, shape = config.char_ldm, config.model
-    if settings.processes > 1 and device != "cpu":
-        raise ConfigError(f"`char_ldm.processes` is {settings.processes}, on `{device}` it must be 1")
+    check_processes(STAGE, settings.processes, device)
     torch.manual_seed(config.seed)
     vae = autoencoder.load(out, device)
     if vae.config.latents_mean is None:
@@ -296,9 +295,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     def work(step: int, rank: int) -> Tensor:
         teach(step)
         seed_step(config.seed, f"{STAGE}/{rank}", step)
-        with torch.autocast(
-            "cpu", torch.bfloat16, enabled=precision(settings, torch.device("cpu")) == "bf16"
-        ):
+        with helper_autocast(settings):
             return objective(batches(step, rank))["loss"]
 
     helpers = GradientHelpers(settings.processes - 1, [*components.values(), *extras.values()], work)
@@ -316,9 +313,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     learned: list[nn.Module] = [unet, conditioner.fusion, conditioner.character_encoder, *extras.values()]
     groups = parameter_groups(learned, settings.weight_decay)
     groups += parameter_groups([conditioner.text_encoder], settings.weight_decay, TEXT_LEARNING_RATE)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if settings.processes > 1 else threads)
-    try:
+    with helpers:
         return run_stage(
             STAGE,
             settings,
@@ -336,8 +331,6 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
             ),
             phase=lambda step: step < encoder_steps,
         ).done
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _build_conditioner(config: TrainConfig, out: Path) -> Conditioner:

@@ -88,6 +88,12 @@ def precision(settings: StageConfig, device: torch.device) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
 
 
+def helper_autocast(settings: StageConfig) -> torch.autocast:
+    """The precision that a gradient helper computes in: that of the loop itself, on a CPU."""
+    mixed = precision(settings, torch.device("cpu")) == "bf16"
+    return torch.autocast("cpu", torch.bfloat16, enabled=mixed)
+
+
 def run_stage(
     stage: str,
     settings: StageConfig,

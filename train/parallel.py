@@ -16,21 +16,29 @@ from torch import Tensor, nn
 from storyv_lite.errors import ConfigError
 
 
+def check_processes(stage: str, processes: int, device: str) -> None:
+    """Raise `ConfigError` where a stage cannot be shared by several processes."""
+    if processes == 1:
+        return
+    if device != "cpu":
+        why = f"on `{device}` it must be 1"
+    elif "fork" not in multiprocessing.get_all_start_methods():
+        why = "and this system cannot fork"
+    else:
+        return
+    raise ConfigError(f"`{stage}.processes` is {processes}, {why}", hint=f"--set {stage}.processes=1")
+
+
 class GradientHelpers:
     """`count` forked processes; `work(step, rank)` returns the loss of the share of helper `rank` (from 1).
 
-    Raises `ConfigError` where processes cannot be forked.
+    In a `with` block the process that started them keeps to one thread, as they do.
     """
 
     def __init__(self, count: int, modules: Iterable[nn.Module], work: Callable[[int, int], Tensor]) -> None:
-        if count and "fork" not in multiprocessing.get_all_start_methods():
-            raise ConfigError(
-                "`char_ldm.processes` is more than 1, and this system cannot fork",
-                "--set char_ldm.processes=1",
-            )
         modules = list(modules)
         for module in modules if count else ():
-            module.share_memory()
+            module.train().share_memory()
         self._learned = [p for module in modules for p in module.parameters() if p.requires_grad]
         self._gradients: list[list[Tensor]] = []
         self._pipes: list[Connection] = []
@@ -45,6 +53,14 @@ class GradientHelpers:
             there.close()
             self._gradients.append(gradients)
             self._pipes.append(here)
+
+    def __enter__(self) -> None:
+        self._threads = torch.get_num_threads()
+        if self._pipes:
+            torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._threads)
 
     def start(self, step: int) -> None:
         """Let every helper begin its share of `step`."""

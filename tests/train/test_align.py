@@ -295,3 +295,20 @@ def test_an_interrupted_alignment_ends_with_the_checkpoint_of_an_unbroken_one(
 def test_a_missing_stage_is_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="language_model"):
         align.train(TrainConfig(), tmp_path)
+
+
+def test_two_processes_share_the_stories_of_a_step_and_go_on_where_they_stopped(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    def trained(name: str, *minutes: float | None, **stage: object) -> bytes:
+        out = Path(shutil.copytree(tiny_checkpoint, tmp_path / name))
+        fresh_parts(out)
+        config = tiny_config(out, max_train_steps=3, max_frames=2, **stage)
+        for part in minutes:
+            done = align.train(config, out, minutes=part)
+        assert done
+        return (out / "mapper" / "model.safetensors").read_bytes()
+
+    whole = trained("whole", None, processes=2)
+    assert trained("parts", 0, None, processes=2) == whole
+    assert trained("alone", None, train_batch_size=2) != whole
