@@ -40,7 +40,7 @@ from storyv_lite.export.stream import check_space
 from storyv_lite.export.streamed import write_table
 from storyv_lite.export.verify import CASES, Failure, failures, refuse, save_cases, verify
 from storyv_lite.export.weight_parity import check_weights
-from storyv_lite.export.weights import sizes
+from storyv_lite.export.weights import file_times, refuse_changed, sizes
 from storyv_lite.manifest import Variant
 from storyv_lite.modeling.components import build
 from storyv_lite.quantization import QuantScheme, plan
@@ -87,7 +87,7 @@ def export_checkpoint(
     files, `ParityError` at the gate.
     `complete` is called with the folder of the finished bundle before that gets its name.
     """
-    schemes = plan(scheme)
+    schemes, written = plan(scheme), file_times(checkpoint)
     record = read_checkpoint(checkpoint)
     describe(checkpoint, record)  # what is unfinished is told before anything is traced
     _refuse_shards(checkpoint)
@@ -105,6 +105,7 @@ def export_checkpoint(
             schemes, more = mixture.schemes, {"mixture": mixture.record}
         write = (checkpoint, record, schemes, wide, calibration, bundle, out.name, allow_degraded, more)
         _write_bundle(*write, progress)
+        refuse_changed(checkpoint, written)
         complete(bundle)
         publish(work, out, force)
     return out

@@ -25,7 +25,7 @@ from storyv_lite.export.manifest import finish
 from storyv_lite.export.specs import GRAPHS
 from storyv_lite.export.stored_ranges import ranges_for
 from storyv_lite.export.stream import PART_BYTES, Progress, bytes_per_weight, check_space, stream_component
-from storyv_lite.export.weights import of_folder, sizes
+from storyv_lite.export.weights import file_times, of_folder, refuse_changed, sizes
 from storyv_lite.manifest import Variant
 from storyv_lite.quantization import FP16, Method, QuantScheme, plan
 from storyv_lite.runtime.disk import write_file
@@ -76,10 +76,7 @@ def stream_checkpoint(
             components[component] = (variant,)
         progress("write the token table")
         components[Component.TOKEN_EMBEDDING] = (write_table(checkpoint, bundle),)
-        if _request(checkpoint, schemes, part_bytes, ranges) != request:
-            raise BundleError(
-                f"`{checkpoint}` was changed while it was exported", "export it again when nothing trains it"
-            )
+        refuse_changed(checkpoint, request["files"])
         finish(checkpoint, record, bundle, out.name, components)
         publish(work, out, force)
     return out
@@ -137,13 +134,13 @@ def _request(
     checkpoint: Path, schemes: Mapping[Component, QuantScheme], part_bytes: int, ranges: Path | None
 ) -> dict[str, Any]:
     """What has to be the same for parts to be of use: files are known by size and time, they may be large."""
-    files = {
-        file.relative_to(checkpoint).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns]
-        for pattern in ("[!.]*/*.safetensors", "[!.]*/*.json")
-        for file in sorted(checkpoint.glob(pattern))
-    }
     names = {str(component): scheme.name for component, scheme in schemes.items()}
-    request = {"version": __version__, "files": files, "schemes": names, "part_bytes": part_bytes}
+    request = {
+        "version": __version__,
+        "files": file_times(checkpoint),
+        "schemes": names,
+        "part_bytes": part_bytes,
+    }
     return request | ({"ranges": hash_file(ranges)} if ranges else {})
 
 

@@ -39,6 +39,23 @@ class Weight:
 Weights = Mapping[str, Weight]
 
 
+def file_times(checkpoint: Path) -> dict[str, list[int]]:
+    """Size and time of every file that an export reads: files may be large, their contents are not read."""
+    return {
+        file.relative_to(checkpoint).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns]
+        for pattern in ("[!.]*/*.safetensors", "[!.]*/*.json")
+        for file in sorted(checkpoint.glob(pattern))
+    }
+
+
+def refuse_changed(checkpoint: Path, times: Mapping[str, list[int]]) -> None:
+    """Raise `BundleError` when a file of `checkpoint` is not what it was at `times`."""
+    if file_times(checkpoint) != times:
+        raise BundleError(
+            f"`{checkpoint}` was changed while it was exported", "export it again when nothing trains it"
+        )
+
+
 @dataclass(frozen=True)
 class Structure:
     """A graph, and the weights that its external initializers stand for, by name."""

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from storyv_lite import presets
 from storyv_lite.bundle import Bundle, file_entry, hash_file, parse_manifest
 from storyv_lite.components import Component, Dimensions
 from storyv_lite.errors import BundleError
@@ -72,13 +73,26 @@ def find_checkpoint(name_or_path: str | Path, folder: Path | None = None) -> Pat
     )
 
 
+def is_behind(record: Mapping[str, Any]) -> bool:
+    """Whether a stage had all its steps and is not done, since one that it needs learned on."""
+    return bool(record) and not record["done"] and record["steps"] >= record["max_train_steps"]
+
+
+def steps_to_catch_up(record: Mapping[str, Any]) -> int:
+    """How many steps a stage that is behind may be given in all."""
+    return int(record["steps"] + max(1, record["steps"] // 4))
+
+
 def train_command(folder: Path, stage: str = "") -> str:
-    """The command that goes on with the training in `folder`, of the preset that its record names."""
-    words = ["storyv-lite", "train"]
+    """The command that goes on with the training in `folder`, with the preset and settings of its record."""
+    record: dict[str, Any] = {}
     with suppress(BundleError):
-        preset = read_checkpoint(folder).get("preset")
-        words += ["--preset", str(preset)] if preset else []
-    return shlex.join([*words, "-o", str(folder), *(["--stage", stage] if stage else [])])
+        record = read_checkpoint(folder)
+    begun = record.get("stages", {}).get(stage, {})
+    more = {f"{stage}.max_train_steps": steps_to_catch_up(begun)} if is_behind(begun) else {}
+    return presets.train_command(
+        str(record.get("preset", "")), record.get("train_config", {}), folder, stage, more
+    )
 
 
 def open_checkpoint(path: Path) -> Bundle:

@@ -210,7 +210,7 @@ class AlignStage(StageConfig):
     contrast_loss_scale: float = 1.0  # find the own target among the batch's (not in the paper)
     answer_loss_scale: float = 5.0  # write the plain caption behind the [IMG] tokens (not in the paper)
     diffusion_loss_scale: float = 0.0  # the official second trainer's objective, through the frozen UNet
-    processes: int = 1  # that share every batch, as in char_ldm; one story is never shared
+    processes: int = 1  # as in char_ldm; each reads stories of its own, one at least, however long
 
 
 @dataclass(frozen=True)

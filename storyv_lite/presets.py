@@ -4,8 +4,10 @@ Knows how settings are read; what they mean stands in config.py, what cannot wor
 found is told in one message. Presets differ from the defaults of config.py only in what is written here.
 """
 
+import json
+import shlex
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from math import isnan
 from pathlib import Path
@@ -177,6 +179,30 @@ def load_config(preset: str = "toon", file: Path | None = None, settings: Iterab
 def as_dict(config: TrainConfig) -> dict[str, Any]:
     """The configuration as plain values, as a checkpoint stores it."""
     return asdict(config)
+
+
+def train_command(
+    preset: str, stored: Mapping[str, Any], out: Path, stage: str = "", more: Mapping[str, Any] | None = None
+) -> str:
+    """The command that trains in `out` as configured in `stored`, with `more` settings by `section.key`."""
+    words = ["storyv-lite", "train", *(["--preset", preset] if preset else []), "-o", str(out)]
+    words += ["--stage", stage] if stage else []
+    changed: dict[str, Any] = {}
+    if preset in PRESETS:
+        plain = json.loads(json.dumps(as_dict(load_config(preset))))
+        changed = dict(_differing(plain, json.loads(json.dumps(stored)), ""))
+    for key, value in {**changed, **(more or {})}.items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(words)
+
+
+def _differing(preset: Mapping[str, Any], stored: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    """What is stored otherwise than in a preset; names that no setting has any more are passed over."""
+    for key, value in preset.items():
+        if isinstance(value, dict):
+            yield from _differing(value, stored.get(key, {}), f"{path}{key}.")
+        elif key != "preset" and stored.get(key, value) != value:
+            yield f"{path}{key}", stored[key]
 
 
 def _set(config: TrainConfig, setting: str) -> tuple[TrainConfig, list[str]]:

@@ -216,7 +216,10 @@ def test_export_without_a_checkpoint_says_how_to_get_one_or_takes_the_repository
 
 def test_export_tells_which_stages_are_not_finished(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     record = json.loads((tiny_checkpoint / "checkpoint.json").read_text(encoding="utf-8"))
-    record["stages"] = {"char_ldm": {"done": True}, "align": {"done": False}}
+    record["stages"] = {
+        "char_ldm": {"steps": 9, "max_train_steps": 9, "done": True},
+        "align": {"steps": 2, "max_train_steps": 9, "done": False},
+    }
     (tmp_path / "checkpoint.json").write_text(json.dumps(record), encoding="utf-8")
     _, _, err = run("export", tmp_path, "-o", tmp_path / "bundle", "--fp32")
     assert "as it is, align not finished; to go on: storyv-lite train" in err and "--stage align" in err

@@ -47,7 +47,7 @@ from storyv_lite.train.loop import (
     seed_step,
     step_rng,
 )
-from storyv_lite.train.parallel import GradientHelpers, check_processes
+from storyv_lite.train.parallel import GradientHelpers
 from storyv_lite.train.story_lm import answered
 from storyv_lite.train.telling import Telling, story_length, tell, told, window
 from storyv_lite.train.toonworld import draw
@@ -80,7 +80,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches as a pure function of the step and the process; `train_batch_size` counts frames of all."""
+    """Batches as a pure function of step and process; of `train_batch_size` frames each has its share.
+
+    A story is never cut: a process reads one at least, even if it is longer than its share.
+    """
 
     config: TrainConfig
     vocabulary: Vocabulary
@@ -133,7 +136,6 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     Raises `BundleError` when an earlier stage has not been trained yet.
     """
     settings, shape = config.align, config.model
-    check_processes(STAGE, settings.processes, device)
     needed = ["language_model", "text_encoder", "character_encoder", "fusion", "vision_encoder"]
     if settings.diffusion_loss_scale:
         needed.append("unet")
@@ -165,7 +167,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         with helper_autocast(settings):
             return losses(aligned, batches(step, rank), settings, denoising)["loss"]
 
-    helpers = GradientHelpers(settings.processes - 1, [*learned.values(), *extras.values()], work)
+    helpers = GradientHelpers(STAGE, settings.processes, [*learned.values(), *extras.values()], work)
 
     def own_batch(step: int) -> Batch:
         if settings.processes > 1:  # all of them read the same rows

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from storyv_lite.checkpoint import train_command
 from storyv_lite.config import TrainConfig
 from storyv_lite.errors import BundleError, ConfigError
 from storyv_lite.modeling.autoencoder import Autoencoder, PretrainedAutoencoder, ToonAutoencoder
@@ -118,6 +119,15 @@ def load(out: Path, device: str = "cpu") -> Autoencoder:
     return frozen
 
 
+def refuse_unmeasured(model: Autoencoder, folder: Path) -> None:
+    """Raise `BundleError` for one of ours that has not learned to its end; published ones tell one factor."""
+    if isinstance(model, ToonAutoencoder) and model.config.latents_mean is None:
+        raise BundleError(
+            f"`{folder / 'autoencoder'}` is not finished: its latents are not measured yet",
+            hint=train_command(folder, STAGE),
+        )
+
+
 def moved(kept: Autoencoder, pixels: Tensor, latents: Tensor) -> Tensor:
     """Mean squared distance of latents to those that `kept` gives of the pictures (B,3,S,S), normalised."""
     with torch.no_grad():
@@ -134,8 +144,7 @@ def _kept(folder: Path, out: Path, device: str) -> Autoencoder:
     if not has_component(folder / "autoencoder"):
         raise BundleError(f"`{folder}` of `autoencoder.latents_of` holds no `autoencoder`")
     kept = load(folder, device)
-    if kept.config.get("latents_mean") is None:
-        raise BundleError(f"`{folder / 'autoencoder'}` is not finished: its latents are not measured yet")
+    refuse_unmeasured(kept, folder)
     return kept
 
 

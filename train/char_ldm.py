@@ -42,7 +42,7 @@ from storyv_lite.train.data import FRAMES, FrameSet, training_frames
 from storyv_lite.train.image_text import DETAILS, NAMES, mean_where, truth_loss, truths
 from storyv_lite.train.latents import LatentSet
 from storyv_lite.train.loop import helper_autocast, parameter_groups, run_stage, seed_step, step_rng
-from storyv_lite.train.parallel import GradientHelpers, check_processes
+from storyv_lite.train.parallel import GradientHelpers
 from storyv_lite.train.text_tokenizer import EOS
 from storyv_lite.train.toonworld import captions, draw
 from storyv_lite.train.toonworld.scene import PLACES
@@ -261,11 +261,9 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
     Raises `BundleError` when the autoencoder or the encoders have not been trained yet.
     """
     settings, shape = config.char_ldm, config.model
-    check_processes(STAGE, settings.processes, device)
     torch.manual_seed(config.seed)
     vae = autoencoder.load(out, device)
-    if vae.config.latents_mean is None:
-        raise BundleError(f"`{out / 'autoencoder'}` is not finished: its latents are not measured yet")
+    autoencoder.refuse_unmeasured(vae, out)
     tokenizer = load_text_tokenizer(out, shape.text.max_position_embeddings)
     conditioner = _build_conditioner(config, out)
     for encoder in (conditioner.text_encoder, conditioner.character_encoder):
@@ -298,7 +296,7 @@ def train(config: TrainConfig, out: Path, device: str = "cpu", minutes: float | 
         with helper_autocast(settings):
             return objective(batches(step, rank))["loss"]
 
-    helpers = GradientHelpers(settings.processes - 1, [*components.values(), *extras.values()], work)
+    helpers = GradientHelpers(STAGE, settings.processes, [*components.values(), *extras.values()], work)
 
     def own_batch(step: int) -> Batch:
         helpers.start(step)

@@ -3,15 +3,16 @@
 Knows names, records and settings, not how anything is learned (docs/decisions/0029).
 """
 
-import shlex
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from storyv_lite.checkpoint import is_behind, steps_to_catch_up
 from storyv_lite.config import STAGES, TrainConfig
 from storyv_lite.errors import BundleError, ConfigError
 from storyv_lite.modeling.checkpoints import record_stage, stage_record
+from storyv_lite.presets import as_dict, train_command
 from storyv_lite.train.char_ldm import conditioning_steps
 
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -34,10 +35,9 @@ def refuse_disorder(config: TrainConfig, out: Path, asked: Collection[str], want
     for stage in wanted:
         for need in NEEDS[stage]:
             if need not in wanted and not _usable(config, out, need):
-                where = f"--preset {config.preset} -o {shlex.quote(str(out))}"
                 raise BundleError(
                     f"`{stage}` learns on what `{need}` makes, which is not finished in `{out}`",
-                    hint=f"storyv-lite train --stage {need} {where}",
+                    hint=train_command(config.preset, as_dict(config), out, need),
                 )
         later = _begun_after(config, out, stage)
         if later and stage not in FOLLOWED:
@@ -48,29 +48,50 @@ def refuse_disorder(config: TrainConfig, out: Path, asked: Collection[str], want
             )
     changed = {later for stage in wanted for later in _begun_after(config, out, stage)}
     for stage in asked:
-        steps = stage_record(out, stage).get("steps", 0)
-        behind = stage in changed or is_behind(stage_record(out, stage))
-        if behind and getattr(config, stage).max_train_steps <= steps:
+        record = stage_record(out, stage)
+        steps = record.get("steps", 0)
+        if (stage in changed or is_behind(record)) and getattr(config, stage).max_train_steps <= steps:
             raise ConfigError(
                 f"`{stage}` has to learn on behind what it needs, in more than its {steps} steps",
-                hint=f"--set {stage}.max_train_steps={steps + max(1, steps // 4)}",
+                hint=f"--set {stage}.max_train_steps={steps_to_catch_up(record)}",
             )
 
 
-def leave_behind(config: TrainConfig, out: Path, stage: str) -> None:
-    """Note that stages which learned on what `stage` will change are not done, however many steps they have.
+@contextmanager
+def leaving_behind(config: TrainConfig, out: Path, stage: str) -> Iterator[None]:
+    """While `stage` learns, those that learned on what it changes are noted as behind.
 
-    They go on with their weights alone: the state of one holds what the other is about to change.
+    They go on with their weights alone: the state of one holds what the other changes. Where `stage` ends
+    before it saved any weights, they are again what they were.
     """
-    for later in _begun_after(config, out, stage):
-        record = stage_record(out, later)
+    noted = {later: stage_record(out, later) for later in _begun_after(config, out, stage)}
+    before = _weights(out)
+    for later, record in noted.items():
         record_stage(out, later, {**record, "max_train_steps": record["steps"], "done": False})
-        shutil.rmtree(out / "state" / later, ignore_errors=True)
+        kept = _aside(out, later)
+        shutil.rmtree(kept, ignore_errors=True)  # of a training that was killed
+        if kept.with_name(later).exists():
+            kept.with_name(later).rename(kept)
+    try:
+        yield
+    finally:
+        unchanged = _weights(out) == before
+        for later, record in noted.items():
+            kept = _aside(out, later)
+            if unchanged:
+                record_stage(out, later, record)
+                if kept.exists():
+                    kept.rename(kept.with_name(later))
+            shutil.rmtree(kept, ignore_errors=True)
 
 
-def is_behind(record: dict[str, Any]) -> bool:
-    """Whether a stage had all its steps and is not done, since one that it needs learned on."""
-    return bool(record) and not record["done"] and record["steps"] >= record["max_train_steps"]
+def _aside(out: Path, stage: str) -> Path:
+    return out / "state" / f".{stage}"
+
+
+def _weights(out: Path) -> dict[str, int]:
+    """When each component of a checkpoint was last written."""
+    return {str(file): file.stat().st_mtime_ns for file in sorted(out.glob("[!.]*/*.safetensors"))}
 
 
 def _begun_after(config: TrainConfig, out: Path, stage: str) -> list[str]:

@@ -7,13 +7,14 @@ stop stay with the process that started them. A helper leaves when that process 
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor, nn
 
-from storyv_lite.errors import ConfigError
+from storyv_lite.errors import BackendError, ConfigError
 
 
 def check_processes(stage: str, processes: int, device: str) -> None:
@@ -30,13 +31,20 @@ def check_processes(stage: str, processes: int, device: str) -> None:
 
 
 class GradientHelpers:
-    """`count` forked processes; `work(step, rank)` returns the loss of the share of helper `rank` (from 1).
+    """`processes` less one are forked; `work(step, rank)` returns the loss of helper `rank`'s share (from 1).
 
-    In a `with` block the process that started them keeps to one thread, as they do.
+    In a `with` block the process that started them keeps to one thread, as they do; they end with it.
     """
 
-    def __init__(self, count: int, modules: Iterable[nn.Module], work: Callable[[int, int], Tensor]) -> None:
-        modules = list(modules)
+    def __init__(
+        self,
+        stage: str,
+        processes: int,
+        modules: Iterable[nn.Module],
+        work: Callable[[int, int], Tensor],
+    ) -> None:
+        count, modules = processes - 1, list(modules)
+        self._stage = stage
         for module in modules if count else ():
             module.train().share_memory()
         self._learned = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -61,20 +69,29 @@ class GradientHelpers:
 
     def __exit__(self, *_: object) -> None:
         torch.set_num_threads(self._threads)
+        for (
+            pipe
+        ) in self._pipes:  # an end that a traceback kept would keep its helper, and Python waits for it
+            pipe.close()
 
     def start(self, step: int) -> None:
-        """Let every helper begin its share of `step`."""
-        for pipe in self._pipes:
-            pipe.send(step)
+        """Let every helper begin its share of `step`. Raises `BackendError` when one has ended."""
+        with self._all_there():
+            for pipe in self._pipes:
+                pipe.send(step)
 
     def finish(self, loss: Tensor) -> Tensor:
-        """Go backward from the own `loss` and average all gradients; what is returned gives no more."""
+        """Go backward from the own `loss` and average all gradients; what is returned gives no more.
+
+        Raises `BackendError` when a helper has ended.
+        """
         if not self._pipes:
             return loss
         with torch.autocast(loss.device.type, enabled=False):
             loss.backward()  # type: ignore[no-untyped-call]
-        for pipe in self._pipes:
-            pipe.recv()
+        with self._all_there():
+            for pipe in self._pipes:
+                pipe.recv()
         for index, parameter in enumerate(self._learned):
             if not parameter.requires_grad:  # no longer learned
                 continue
@@ -84,6 +101,16 @@ class GradientHelpers:
                 parameter.grad.add_(gradients[index])
             parameter.grad.div_(1 + len(self._pipes))
         return loss.detach().requires_grad_()
+
+    @contextmanager
+    def _all_there(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError) as fault:
+            raise BackendError(
+                f"a process that shares `{self._stage}` has ended, for want of memory if it says no reason",
+                hint=f"--set {self._stage}.processes=1",
+            ) from fault
 
 
 def _serve(
@@ -110,4 +137,7 @@ def _serve(
         for gradient in gradients:
             gradient.zero_()
         work(step, rank).backward()  # type: ignore[no-untyped-call]
-        pipe.send(step)
+        try:
+            pipe.send(step)
+        except OSError:  # who asked is gone
+            return

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from storyv_lite.checkpoint import open_checkpoint, train_command
+from storyv_lite.checkpoint import open_checkpoint, train_command, unfinished
 from storyv_lite.errors import BundleError, OutputError, StoryVError
 from storyv_lite.modeling.checkpoints import load_component, replace_folder, save_component
 
@@ -26,6 +26,10 @@ def publish(checkpoint: Path, out: Path) -> Path:
     Raises `BundleError` for a folder that is no finished checkpoint, `OutputError` when `out` is there.
     """
     open_checkpoint(checkpoint)
+    if stages := unfinished(checkpoint):
+        raise BundleError(
+            f"`{checkpoint}` is not finished: {', '.join(stages)}", hint=train_command(checkpoint, stages[0])
+        )
     if missing := [name for name in (*KEPT, *FILES) if not (checkpoint / name).exists()]:
         raise BundleError(
             f"`{checkpoint / missing[0]}` is missing", hint=f"finish it: {train_command(checkpoint)}"

@@ -6,6 +6,7 @@ running this again is always right.
 
 import importlib.metadata
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from storyv_lite.errors import BackendError, ConfigError, OutputError
 from storyv_lite.modeling.checkpoints import (
     read_checkpoint,
     record_stage,
+    settle_checkpoint,
     stage_record,
     write_atomically,
     write_checkpoint,
@@ -34,7 +36,8 @@ from storyv_lite.presets import as_dict, load_config
 from storyv_lite.train import align, autoencoder, char_ldm, image_text, judge, story_lm
 from storyv_lite.train.data import data_version
 from storyv_lite.train.loop import STOP
-from storyv_lite.train.order import leave_behind, refuse_disorder
+from storyv_lite.train.order import leaving_behind, refuse_disorder
+from storyv_lite.train.parallel import check_processes
 from storyv_lite.train.state import StageProgress
 from storyv_lite.train.toonworld import corpus, draw
 from storyv_lite.train.toonworld.cast import CAST
@@ -81,7 +84,10 @@ def run(
     wanted = [stage for stage in STAGES if stage in stages and not is_done(config, out, stage)]
     if not wanted:
         return True
+    for stage in wanted:
+        check_processes(stage, getattr(getattr(config, stage), "processes", 1), place)
     refuse_disorder(config, out, stages, wanted)
+    settle_checkpoint(out)
     print(f"device: {place}{' (the best there is)' if device == 'auto' else ''}", file=sys.stderr)
     describe(config, out)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
@@ -89,9 +95,9 @@ def run(
         left = None if deadline is None else (deadline - time.monotonic()) / 60
         if left is not None and left <= 0:
             break
-        leave_behind(config, out, stage)
         tell_settings(config, out, stage)
-        done = RECIPES[stage](config, out, place, left)
+        with leaving_behind(config, out, stage):
+            done = RECIPES[stage](config, out, place, left)
         if done and not is_done(config, out, stage):  # published weights were taken, nothing was trained
             record_stage(out, stage, asdict(StageProgress(done=True)))
         if stage == "story_lm":  # a published language model has sizes of its own
@@ -175,7 +181,7 @@ def describe(config: TrainConfig, out: Path) -> None:
         "data_version": data_version(),
         "dimensions": dimensions(config, out).as_dict(),
         "stages": begun,
-        "command": " ".join(["storyv-lite", *sys.argv[1:]]),
+        "command": shlex.join(["storyv-lite", *sys.argv[1:]]),
         "git_revision": _git_revision(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "sampler": _sampler(config),

@@ -83,6 +83,12 @@ def settle_folder(folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def settle_checkpoint(folder: Path) -> None:
+    """Finish what a training that was killed had left between two renames; only for who writes there."""
+    for old in folder.glob(".*.old"):
+        settle_folder(folder / old.name.removeprefix(".").removesuffix(".old"))
+
+
 def save_component(module: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Store `module` in `folder`, its floating-point weights as `dtype` (None: as they are)."""
     config = _config_of(module)
@@ -120,7 +126,6 @@ def new_component(folder: Path) -> nn.Module:
     """
     import importlib
 
-    settle_folder(folder)
     config = read_json(folder / "config.json")
     name = config.get("_class_name") or (config.get("architectures") or ["?"])[0]
     if name not in _CLASSES:
@@ -185,7 +190,6 @@ def refuse_misfits(path: Path, problems: Sequence[str], missing: Sequence[str]) 
 
 
 def has_component(folder: Path) -> bool:
-    settle_folder(folder)
     return (folder / WEIGHTS).is_file()
 
 

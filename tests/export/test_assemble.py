@@ -111,6 +111,21 @@ def test_an_interrupted_export_leaves_nothing_behind(tiny_checkpoint: Path, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_that_is_trained_meanwhile_is_not_exported(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+
+    def train(message: str) -> None:
+        if message == "verify stories":
+            os.utime(folder / "unet" / "model.safetensors")
+
+    with pytest.raises(BundleError, match="was changed while it was exported"):
+        export_checkpoint(folder, tmp_path / "out", progress=train)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_taken_folder_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="exists"):

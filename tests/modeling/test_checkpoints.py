@@ -153,6 +153,16 @@ def test_a_swap_killed_between_its_renames_is_finished(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
+def test_a_swap_is_finished_by_who_writes_and_not_by_who_reads(tmp_path: Path) -> None:
+    for name in (".unet.old", ".unet.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / checkpoints.WEIGHTS).write_bytes(name.encode())
+    assert not checkpoints.has_component(tmp_path / "unet")
+    checkpoints.settle_checkpoint(tmp_path)
+    assert (tmp_path / "unet" / checkpoints.WEIGHTS).read_bytes() == b".unet.new"
+    assert [path.name for path in tmp_path.iterdir()] == ["unet"]
+
+
 def test_stage_records_are_kept_beside_everything_else(tmp_path: Path) -> None:
     assert checkpoints.stage_record(tmp_path, "align") == {}
     checkpoints.write_checkpoint(tmp_path, {"preset": "toon"})

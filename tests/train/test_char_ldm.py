@@ -1,5 +1,6 @@
 """Stage 1: what a batch holds, what is conditioned on what, and that a step learns."""
 
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from storyv_lite.config import CharLDMStage, TrainConfig
 from storyv_lite.errors import BundleError
 from storyv_lite.modeling.attention import attend_plainly
-from storyv_lite.modeling.autoencoder import ToonAutoencoder
+from storyv_lite.modeling.autoencoder import PretrainedAutoencoder, ToonAutoencoder
 from storyv_lite.modeling.checkpoints import load_component, save_component
 from storyv_lite.modeling.fusion import Fusion
 from storyv_lite.modeling.schedule import build_scheduler
@@ -325,6 +326,25 @@ def test_an_interrupted_training_ends_with_the_same_weights(fresh: Callable[[str
     for name in ("unet", "fusion", "text_encoder"):
         weights = [(out / name / "model.safetensors").read_bytes() for out in (whole, parts)]
         assert weights[0] == weights[1]
+
+
+def test_a_published_autoencoder_is_trained_on_as_it_is(fresh: Callable[[str], Path]) -> None:
+    out, shape = fresh("published"), micro().model
+    vae = PretrainedAutoencoder(
+        latent_channels=shape.autoencoder.latent_channels, block_out_channels=(32,) * 4, layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+    save_component(vae, out / "autoencoder")
+    assert char_ldm.train(micro(max_train_steps=2), out)
+
+
+def test_an_unfinished_autoencoder_is_refused_with_the_command(fresh: Callable[[str], Path]) -> None:
+    out = fresh("unmeasured")
+    file = out / "autoencoder" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "latents_mean": None}))
+    with pytest.raises(BundleError, match="latents are not measured yet") as caught:
+        char_ldm.train(micro(), out)
+    assert "--stage autoencoder" in caught.value.hint
 
 
 def test_training_without_the_earlier_stages_says_what_is_missing(tmp_path: Path) -> None:

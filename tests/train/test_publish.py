@@ -10,7 +10,7 @@ import torch
 
 from storyv_lite.errors import BundleError, OutputError
 from storyv_lite.export.assemble import newest_checkpoint
-from storyv_lite.modeling.checkpoints import load_component
+from storyv_lite.modeling.checkpoints import load_component, record_stage
 from storyv_lite.train.publish import publish
 
 
@@ -60,6 +60,16 @@ def test_nothing_is_written_of_an_unfinished_checkpoint(
     with pytest.raises(BundleError, match=lost):
         publish(folder, out / "small")
     assert not out.exists()
+
+
+def test_a_stage_that_is_not_done_is_not_published(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    shutil.copytree(tiny_checkpoint, folder)
+    record_stage(folder, "align", {"steps": 2, "max_train_steps": 4, "done": False})
+    with pytest.raises(BundleError, match="is not finished: align") as caught:
+        publish(folder, tmp_path / "out")
+    assert "--stage align" in caught.value.hint
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_save_that_was_cut_off_left_is_not_published(tiny_checkpoint: Path, tmp_path: Path) -> None:
