@@ -237,11 +237,14 @@ class StoryPipeline:
         steps = default.num_inference_steps if num_inference_steps is None else num_inference_steps
         token_bytes = self.model.token_bytes(kv_cache)
         tokens = parse_tokens(context_size, token_bytes) if isinstance(context_size, str) else context_size
-        if kv_cache is None and self.plan is not None and self.plan.choice.kv_width != WIDE:
-            kv_cache = self.plan.choice.kv_width
-        return Settings(
-            seed, default.name, steps, float(guidance), default.timestep_spacing, tokens, kv_cache
-        )
+        width = self.kv_cache(kv_cache)
+        return Settings(seed, default.name, steps, float(guidance), default.timestep_spacing, tokens, width)
+
+    def kv_cache(self, asked: str | None) -> str | None:
+        """The width in which keys and values are kept: the one asked for, else the plan's, else None."""
+        if asked is None and self.plan is not None and self.plan.choice.kv_width != WIDE:
+            return self.plan.choice.kv_width
+        return asked
 
     def check(self, story: Story, settings: Settings | None = None) -> None:
         """Raise `StoryError` naming every frame whose caption the model cannot read whole; nothing is cut.

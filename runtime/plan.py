@@ -17,7 +17,7 @@ from storyv_lite.manifest import Context, Variant
 from storyv_lite.memory import format_bytes
 from storyv_lite.runtime.context import REDUCED
 from storyv_lite.runtime.context_size import WIDTHS
-from storyv_lite.runtime.footprint import Demand
+from storyv_lite.runtime.footprint import WIDE, Demand
 from storyv_lite.runtime.phases import (
     LOADABLE,
     Choice,
@@ -119,6 +119,7 @@ def ways(plan: MemoryPlan, bundle: Bundle) -> dict[str, Any]:
     choice = plan.choice
     found: dict[str, Any] = {} if choice.batched else {"guidance passes": 2}
     found |= {"context": asdict(choice.context)} if choice.context else {}
+    found |= {"keys and values": choice.kv_width} if choice.kv_width != WIDE else {}
     several = {c for c, variants in bundle.components.items() if len(runnable(variants)) > 1}
     return found | {str(c): scheme for c, scheme in choice.schemes.items() if c in several}
 

@@ -8,16 +8,18 @@ Knows schedules and coefficients; not the UNet, not guidance, not where noise co
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.errors import ConfigError
+from storyv_lite.errors import BundleError, ConfigError
+from storyv_lite.manifest import read_record
 
 SAMPLERS = ("ddim", "euler", "dpmsolver++", "plms", "lcm")
 SPACINGS = ("leading", "trailing")
+_MADE_ANEW = "storyv-lite export, which makes the bundle anew"
 HISTORY = 5  # columns: a PLMS row reaches four evaluations back
 
 Array = NDArray[np.float64]
@@ -38,10 +40,14 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], prediction_type: str) -> "NoiseSchedule":
-        """Read the manifest's `model.scheduler`; keys that no sampler here needs are left out."""
-        known = {f.name for f in fields(cls)}
-        chosen = {name: value for name, value in config.items() if name in known}
-        return cls(**{**chosen, "prediction_type": prediction_type})
+        """Read the manifest's `model.scheduler`; keys that no sampler here needs are left out.
+
+        Raises `BundleError` for values of another type.
+        """
+        try:
+            return read_record(cls, {**config, "prediction_type": prediction_type})
+        except ValueError as fault:
+            raise BundleError(f"the scheduler of the model: {fault}", _MADE_ANEW) from fault
 
     def alphas_cumprod(self) -> Array:
         """Share of the signal's variance left at each training timestep, (num_train_timesteps,)."""
@@ -55,8 +61,9 @@ class NoiseSchedule:
                 bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
                 betas = np.minimum(1 - bar[1:] / bar[:-1], 0.999)
             case other:
-                raise ConfigError(
-                    f"`beta_schedule` is `{other}`; linear, scaled_linear or squaredcos_cap_v2 is needed"
+                raise BundleError(
+                    f"`beta_schedule` is `{other}`; linear, scaled_linear or squaredcos_cap_v2 is needed",
+                    _MADE_ANEW,
                 )
         return np.asarray(np.cumprod(1 - betas), dtype=np.float64)
 
@@ -91,16 +98,22 @@ class SamplerTable:
 def sampler_table(
     name: str, schedule: NoiseSchedule, num_inference_steps: int, timestep_spacing: str = "leading"
 ) -> SamplerTable:
-    """The table of one sampler. LCM has its own spacing. Raises `ConfigError`."""
+    """The table of one sampler. LCM has its own spacing.
+
+    Raises `ConfigError` for a number of steps, `BundleError` for what the bundle says of the model.
+    """
     if schedule.prediction_type not in ("epsilon", "v_prediction"):
-        raise ConfigError(
-            f"`prediction_type` is `{schedule.prediction_type}`; epsilon or v_prediction is needed"
+        raise BundleError(
+            f"`prediction_type` is `{schedule.prediction_type}`; epsilon or v_prediction is needed",
+            _MADE_ANEW,
         )
     if timestep_spacing not in SPACINGS:
-        raise ConfigError(
-            f"`timestep_spacing` is `{timestep_spacing}`; one of {', '.join(SPACINGS)} is needed"
+        raise BundleError(
+            f"`timestep_spacing` is `{timestep_spacing}`; one of {', '.join(SPACINGS)} is needed", _MADE_ANEW
         )
     limit = schedule.original_inference_steps if name == "lcm" else schedule.num_train_timesteps - 1
+    if name == "dpmsolver++" and timestep_spacing == "leading":
+        limit -= schedule.steps_offset
     if not 1 <= num_inference_steps <= limit:
         raise ConfigError(
             f"{num_inference_steps} steps were asked for; `{name}` takes 1 to {limit}",
@@ -117,7 +130,7 @@ def sampler_table(
             return _plms(schedule, num_inference_steps, timestep_spacing)
         case "lcm":
             return _lcm(schedule, num_inference_steps)
-    raise ConfigError(f"`{name}` is no sampler; one of {', '.join(SAMPLERS)} is needed")
+    raise BundleError(f"`{name}` is no sampler; one of {', '.join(SAMPLERS)} is needed", _MADE_ANEW)
 
 
 @dataclass
@@ -153,7 +166,8 @@ def _timesteps(schedule: NoiseSchedule, steps: int, spacing: str, divisor: int) 
     """Descending timesteps; leading spacing divides training by `divisor` (DPM-Solver++ by one more)."""
     train = schedule.num_train_timesteps
     if spacing == "trailing":
-        return [int(t) - 1 for t in np.round(np.arange(train, 0, -train / steps))]
+        descending = np.arange(train, 0, -train / steps)[:steps]  # rounding gives some numbers one too many
+        return [int(t) - 1 for t in np.round(descending)]
     first = divisor - steps  # DPM-Solver++ leaves out the lowest
     return [(first + i) * (train // divisor) + schedule.steps_offset for i in range(steps)][::-1]
 

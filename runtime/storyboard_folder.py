@@ -8,6 +8,7 @@ Pictures carry their seed, caption and bundle, and no time of day: the same stor
 import hashlib
 import io
 import json
+import os
 import platform
 import re
 import shlex
@@ -24,6 +25,7 @@ import tokenizers
 from PIL import Image
 
 from storyv_lite import __version__
+from storyv_lite.bundle import PACKAGED
 from storyv_lite.checkpoint import TORCH
 from storyv_lite.errors import StoryVError
 from storyv_lite.memory import format_bytes, resident_memory, take_peak
@@ -103,10 +105,13 @@ class StoryboardFolder:
         return lost
 
     def branch(self, source: Path) -> None:
-        """Fill this empty folder with the frames of `source`, which take no room of their own."""
+        """Fill this empty folder with the frames of `source`, which take no room of their own.
+
+        A frame that is not there any more is drawn again, as in `source` itself.
+        """
         self.journal.write(self.folder)
         for frame, record in enumerate(self.journal.shown()):
-            if record and "error" not in record:
+            if record and "error" not in record and (source / self._name(frame)).exists():
                 link_file(source / self._name(frame), self.folder / self._name(frame))
 
     def draw(self, told: OnProgress, keep_going: bool) -> Iterator[Record]:
@@ -314,26 +319,28 @@ class StoryboardFolder:
         """What the language model may hold of a story, what it held, and how often it was read anew."""
         pipeline, settings = self.pipeline, Settings(**self.journal.settings)
         limits, backend = pipeline.limits(settings), pipeline.backend
+        width = pipeline.kv_cache(settings.kv_cache)
         shown = [record for record in self.journal.shown() if record is not None]
         return {
             "limit_tokens": limits.tokens,
             "limit_frames": limits.frames,
-            "kv_cache": stored_width(settings.kv_cache, backend.precision, backend.device),
-            "bytes_per_token": pipeline.model.token_bytes(settings.kv_cache),
+            "kv_cache": stored_width(width, backend.precision, backend.device),
+            "bytes_per_token": pipeline.model.token_bytes(width),
             "rebuilds": sum(record.get("rebuilt_context", False) for record in shown),
             "tokens_read": sum(record.get("tokens_read", 0) for record in shown),
             "tokens_in_cache": max((record.get("tokens_in_cache", 0) for record in shown), default=0),
         }
 
     def _command(self) -> str:
-        """What draws the same story again, beside the receipt."""
+        """What draws the same story again, said in its folder."""
         settings = self.journal.settings
         bundle, backend = self.pipeline.bundle, self.pipeline.backend
         words = ["storyv-lite", "render", RECEIPT]
         if backend.name == TORCH:
-            words += ["--checkpoint", bundle.name, "--precision", backend.precision]
+            words += ["--checkpoint", self._seen_from_here(bundle.path), "--precision", backend.precision]
         else:
-            words += ["--bundle", bundle.name]
+            ours = bundle.path == PACKAGED
+            words += ["--bundle", PACKAGED.name if ours else self._seen_from_here(bundle.path)]
         words += ["--seed", str(settings["seed"]), "--steps", str(settings["num_inference_steps"])]
         words += ["--guidance", str(settings["guidance_scale"]), "--device", backend.device]
         words += ["--provider", backend.provider] if backend.name == "trt" else []
@@ -344,6 +351,12 @@ class StoryboardFolder:
         for option, name in (("--context-size", "context_tokens"), ("--kv-cache", "kv_cache")):
             words += [] if settings[name] is None else [option, str(settings[name])]
         return shlex.join(words)
+
+    def _seen_from_here(self, path: Path) -> str:
+        try:
+            return os.path.relpath(path.resolve(), self.folder.resolve())
+        except ValueError:  # another drive
+            return str(path.resolve())
 
     def _details(self, receipt: dict[str, Any]) -> list[tuple[str, str]]:
         settings, peak = self.journal.settings, receipt["memory_bytes"]["peak"]

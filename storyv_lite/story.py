@@ -234,7 +234,9 @@ def _read_json(text: str) -> _Draft:
     except (ValueError, RecursionError) as fault:  # a number of 5,000 digits, a thousand brackets
         return _Draft("", [], [str(fault)])
     if isinstance(value, dict) and "story" in value:  # the receipt of a drawn story can be drawn again
-        value = value["story"]
+        value, shown = value["story"], value.get("title", "")
+        if isinstance(value, dict) and not value.get("title"):
+            value = {**value, "title": shown}
     if isinstance(value, list):
         value = {"captions": value}
     if not isinstance(value, dict) or not isinstance(value.get("captions"), list):

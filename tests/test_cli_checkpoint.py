@@ -21,14 +21,16 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path)
     return tmp_path
 
 
-def render(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["render", "day.txt", *arguments])
+def render(*arguments: str, story: str = "day.txt") -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["render", story, *arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_the_receipt_says_backend_precision_and_versions_and_its_command_draws_the_same_again() -> None:
+def test_the_receipt_says_backend_precision_and_versions_and_its_command_draws_the_same_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     code, _, err = render("--checkpoint", "checkpoints/tiny", "--precision", "nf4", "--steps", "2")
     assert code == 0, err
     assert "checkpoints/tiny in nf4" in err and "device: cpu" in err
@@ -37,8 +39,10 @@ def test_the_receipt_says_backend_precision_and_versions_and_its_command_draws_t
     assert {"torch", "transformers", "diffusers", "bitsandbytes", "numpy"} <= set(receipt["versions"])
     assert receipt["bundle"]["sha256"] == checkpoint_hash(Path("checkpoints/tiny"))
     command = receipt["command"].split()[3:]
-    assert command[:4] == ["--checkpoint", "tiny", "--precision", "nf4"]
-    assert render("-o", "again", *command)[0] == 0
+    assert command[:4] == ["--checkpoint", "../checkpoints/tiny", "--precision", "nf4"]
+    monkeypatch.chdir("day-storyboard")
+    assert render("-o", "../again", *command, story="story.json")[0] == 0
+    monkeypatch.chdir("..")
     for name in ("frame-01.png", "frame-02.png"):
         assert Path("day-storyboard", name).read_bytes() == Path("again", name).read_bytes()
 

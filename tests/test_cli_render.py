@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -99,14 +100,21 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
         assert first == again and first != other
 
 
-def test_the_command_in_the_receipt_draws_the_same_pictures_again() -> None:
-    render("day.txt", "-o", "first", "--seed", "3", "--steps", "2", "--guidance", "2.5")
-    command = json.loads(Path("first/story.json").read_text())["command"].split()
+@pytest.mark.parametrize("bundle", ["tiny", "elsewhere/renamed"])
+def test_the_command_in_the_receipt_draws_the_same_again_in_the_folder_of_the_story(
+    bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bundle != "tiny":
+        shutil.copytree("bundles/tiny", bundle)
+    Path("untitled.txt").write_text("Milo is waving.\nHe is standing.\n")
+    written = ("--seed", "3", "--steps", "2", "--guidance", "2.5", "--bundle", bundle)
+    assert render("untitled.txt", "-o", "first", *written)[0] == 0
+    command = shlex.split(json.loads(Path("first/story.json").read_text())["command"])
     assert command[:2] == ["storyv-lite", "render"]
-    os.replace("first/story.json", "story.json")
+    monkeypatch.chdir("first")
     assert render(*command[2:])[0] == 0
-    for name in ("frame-01.png", "frame-02.png"):
-        assert Path("first", name).read_bytes() == Path("story-storyboard", name).read_bytes()
+    for name in ("frame-01.png", "frame-02.png", "storyboard.png"):
+        assert Path(name).read_bytes() == Path("story-storyboard", name).read_bytes()
 
 
 def test_nothing_is_overwritten_and_a_second_run_writes_a_second_folder() -> None:

@@ -46,6 +46,8 @@ def writing(folder: Path, resume: str) -> Iterator[None]:
     try:
         with locked(folder):
             yield
+    except BrokenPipeError:  # who read what is said has gone; the files are written
+        raise
     except OSError as fault:
         reason = (fault.strerror or str(fault)).lower()
         forbidden = fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -6,8 +6,7 @@ Knows options and where to draw; what is said while drawing is `drawing`'s busin
 import glob
 import shlex
 import time
-from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -156,10 +155,15 @@ def render(
         if begun is None:
             drawn.begin()
         else:
+            if not kv_cache:  # what a plan chooses is no wish
+                wanted = replace(wanted, settings={**wanted.settings, "kv_cache": None})
             _refuse_other(folder, begun, wanted, resume_command)
             if pipeline.plan is not None and _planned_so(begun, pipeline.plan.budget, tile):
-                with suppress(BudgetError):  # then it is drawn as planned now
+                try:
                     drawn.pipeline = open_pipeline(begun, bundle, device, provider)
+                except BudgetError:
+                    if not pipeline.plan.budget.limited:  # the story's own budget is kept or refused
+                        raise
             take_over(drawn, retry=not keep_going, resumed=True)
             if drawn.complete:
                 say_complete(drawn, as_json)
@@ -174,7 +178,11 @@ def _unfinished(stem: str, wanted: "Journal") -> Path | None:
 
     files = [file for file in Path().glob(f"{glob.escape(stem)}-storyboard*/{JOURNAL}") if file.is_file()]
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
-        begun = read_journal(file.parent)
+        try:
+            begun = read_journal(file.parent)
+        except OutputError as fault:
+            note(f"passed over: {fault.message}")
+            continue
         if begun is not None and begun.story == wanted.story:
             note(f"folder: {file.parent} (the newest unfinished one of this story)")
             return file.parent

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from storyv_lite.errors import BackendError, BundleError, ConfigError, OutputError
+from storyv_lite.memory import take_peak
 
 if TYPE_CHECKING:
     from storyv_lite.runtime.backends.base import Backend
@@ -148,6 +149,11 @@ def refuse_unplanned(pipeline: "StoryPipeline", strict_budget: bool) -> None:
         raise ConfigError(
             f"there is no plan for `{pipeline.backend.provider}`, which `--strict-budget` could hold it to",
             "leave `--strict-budget` out",
+        )
+    if strict_budget and (take_peak() is None or (pipeline.plan and pipeline.plan.budget.vram)):
+        raise ConfigError(
+            "`--strict-budget` holds main memory alone to the plan, where Linux says what a phase took",
+            "leave `--strict-budget` out, and `--vram` where both are given",
         )
 
 

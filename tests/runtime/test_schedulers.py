@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from storyv_lite.benchmarks.samplers import TOLERANCE, cases, compare, random_denoiser
-from storyv_lite.errors import ConfigError
-from storyv_lite.runtime.schedulers import SAMPLERS, NoiseSchedule, SamplerTable, sampler_table
+from storyv_lite.errors import BundleError, ConfigError
+from storyv_lite.runtime.schedulers import SAMPLERS, SPACINGS, NoiseSchedule, SamplerTable, sampler_table
 
 
 @pytest.mark.parametrize("case", cases(), ids="-".join)
@@ -60,12 +60,31 @@ def test_impossible_numbers_of_steps_are_refused(steps: int) -> None:
         sampler_table("ddim", NoiseSchedule(), steps)
 
 
-def test_unknown_names_are_refused_with_what_is_known() -> None:
-    with pytest.raises(ConfigError, match="plms"):
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpmsolver++", "plms"])
+def test_any_number_of_steps_has_as_many_rows_and_stays_within_training(name: str, spacing: str) -> None:
+    for steps in range(1, 1000):
+        timesteps = sampler_table(name, NoiseSchedule(), steps, spacing).timesteps
+        assert len(timesteps) == steps + (name == "plms" and steps > 1), steps
+        assert 0 <= timesteps.min() and timesteps.max() < 1000, steps
+
+
+def test_as_many_steps_as_an_offset_leaves_no_room_for_are_refused() -> None:
+    offset = NoiseSchedule(steps_offset=1)
+    with pytest.raises(ConfigError, match="takes 1 to 998"):
+        sampler_table("dpmsolver++", offset, 999, "leading")
+    assert sampler_table("dpmsolver++", offset, 998, "leading").timesteps.max() == 999
+
+
+def test_a_bundle_s_unknown_names_are_refused_with_what_is_known() -> None:
+    with pytest.raises(BundleError, match="plms"):
         sampler_table("heun", NoiseSchedule(), 4)
-    with pytest.raises(ConfigError, match="trailing"):
+    with pytest.raises(BundleError, match="trailing"):
         sampler_table("ddim", NoiseSchedule(), 4, "linspace")
-    with pytest.raises(ConfigError, match="v_prediction"):
+    with pytest.raises(BundleError, match="v_prediction"):
         sampler_table("ddim", NoiseSchedule(prediction_type="sample"), 4)
-    with pytest.raises(ConfigError, match="scaled_linear"):
+    with pytest.raises(BundleError, match="`num_train_timesteps` is `'1000'`") as caught:
+        NoiseSchedule.from_config({"num_train_timesteps": "1000"}, "epsilon")
+    assert "export" in caught.value.hint
+    with pytest.raises(BundleError, match="scaled_linear"):
         sampler_table("ddim", NoiseSchedule(beta_schedule="sigmoid"), 4)
