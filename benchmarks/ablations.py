@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from storyv_lite.benchmarks import quality
-from storyv_lite.benchmarks.command import failed, heading, tell, write_page
+from storyv_lite.benchmarks.command import check_written, failed, heading, tell, write_page
 from storyv_lite.benchmarks.orders import Measured, Order, compare, markdown
 from storyv_lite.benchmarks.variants import Variant, Workplace, draw_and_judge, evaluation, spent, train
 from storyv_lite.bundle import hash_file
@@ -158,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train, judge, print the page and the record; what there was no time for stays unmeasured."""
     asked = _parser().parse_args(arguments)
     try:
+        check_written(*([DOCUMENT, RESULT] if asked.write else []))
         for module in ("torch", "transformers", "diffusers", "accelerate", "skia"):
             require(module, "train")
         require("onnx", "export")

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storyv_lite.benchmarks.command import failed
+from storyv_lite.benchmarks.command import check_written, failed, typed
 from storyv_lite.benchmarks.machine import this_machine, versions
 from storyv_lite.benchmarks.plot import Line, Panel, svg
 from storyv_lite.benchmarks.report import markdown_table
@@ -169,7 +169,7 @@ def plot(costs: Sequence[Cost], free: Sequence[Cost], cap: int) -> str:
     )
 
 
-def measure(pipeline: "StoryPipeline", frames: int, size: str) -> dict[str, Any]:
+def measure(pipeline: "StoryPipeline", frames: int, size: str, command: str) -> dict[str, Any]:
     """Draw the beginning without a cap, then the whole story with it. Raises what drawing raises."""
     from storyv_lite.story import Story
 
@@ -181,7 +181,7 @@ def measure(pipeline: "StoryPipeline", frames: int, size: str) -> dict[str, Any]
     rounds = cycles(costs)
     return {
         "schema": 1,
-        "command": f"{COMMAND} --frames {frames} --context-size {size} --write",
+        "command": command,
         "versions": versions(),
         "machine": this_machine().as_dict(),
         "bundle": {"name": pipeline.bundle.name, "sha256": pipeline.bundle.sha256},
@@ -211,8 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from storyv_lite.runtime.pipeline import StoryPipeline
 
     try:
+        check_written(*([RESULT, IMAGE] if asked.write else []))
         pipeline = StoryPipeline.from_bundle(asked.bundle, "cpu", threads=1)
-        result = measure(pipeline, asked.frames, asked.context_size)
+        result = measure(pipeline, asked.frames, asked.context_size, typed(COMMAND, arguments))
     except StoryVError as fault:
         return failed(fault)
     table = [["check", "value", "limit", "held"]]

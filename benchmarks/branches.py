@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
+from storyv_lite.benchmarks.command import check_written, failed, heading, tell, typed, write_record
 from storyv_lite.benchmarks.measure import PICNIC, ask
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import find_bundle
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, default=None, metavar="FILE", help="write the record here, too")
     asked = parser.parse_args(arguments)
     try:
+        check_written(asked.write)
         bundle, _ = find_bundle(asked.bundle)
         options = ["--steps", str(asked.steps)] if asked.steps else []
         with tempfile.TemporaryDirectory() as name:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from storyv_lite.benchmarks.command import failed, heading, typed, write_record
+from storyv_lite.benchmarks.command import check_written, failed, heading, typed, write_record
 from storyv_lite.benchmarks.measure import PICNIC, ask, repeat_captions
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import find_bundle
@@ -103,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         story = Path(folder) / "picnic.txt"
         story.write_text("\n".join(repeat_captions(PICNIC, asked.frames)), encoding="utf-8")
         try:
+            check_written(asked.write)
             bundle, _ = find_bundle(asked.bundle)
         except StoryVError as fault:
             return failed(fault)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.benchmarks.command import failed
+from storyv_lite.benchmarks.command import check_written, failed
 from storyv_lite.benchmarks.machine import versions
 from storyv_lite.benchmarks.measure import PICNIC, repeat_captions
 from storyv_lite.benchmarks.report import markdown_table
@@ -130,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from storyv_lite.runtime.model import Model
 
     try:
+        check_written(asked.write)
         bundle = Bundle.open(find_bundle(asked.bundle)[0])
         model = Model(bundle, open_backend("cpu"))
         captions = repeat_captions(PICNIC, min(FRAMES, bundle.model.context.frames))

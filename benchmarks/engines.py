@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storyv_lite.benchmarks import big_unet, child
-from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
+from storyv_lite.benchmarks.command import check_written, failed, heading, tell, typed, write_record
 from storyv_lite.benchmarks.measure import ask_or_raise
 from storyv_lite.components import Component, Dimensions, signature
 from storyv_lite.engine import PROFILES
@@ -226,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.build:
         return child.answer(child.costed(build))
     try:
+        check_written(asked.write)
         for module in ("torch", "diffusers", "onnx", "onnxscript"):
             require(module, "export")
         builder = choose_builder()

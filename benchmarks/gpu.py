@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from storyv_lite.benchmarks.child import Request
-from storyv_lite.benchmarks.command import failed, heading, typed, write_record
+from storyv_lite.benchmarks.command import check_written, failed, heading, typed, write_record
 from storyv_lite.benchmarks.measure import PICNIC, run_child, summarize
 from storyv_lite.benchmarks.probe import ProbeRequest, used_device_bytes
 from storyv_lite.bundle import find_bundle
 from storyv_lite.errors import StoryVError
+from storyv_lite.runtime.backends.providers import problem
 
 LIMIT_S = 600
 SAME_PSNR = 100.0  # what equal pictures count as
@@ -37,6 +38,8 @@ def compare_devices(bundle: Path, captions: Sequence[str], limit_s: float = LIMI
 
     `measured` is false, with `reason`, where CUDA cannot be used; `error` says what failed where it can.
     """
+    if reason := problem("cuda"):
+        return {"measured": False, "reason": f"`cuda` cannot be used: {reason}"}
     end = time.monotonic() + limit_s
     idle = used_device_bytes()
     costs, answers, tensors = {}, {}, {}
@@ -45,8 +48,6 @@ def compare_devices(bundle: Path, captions: Sequence[str], limit_s: float = LIMI
             file = Path(folder) / f"{device}.safetensors"
             probe = ProbeRequest(str(bundle), tuple(captions), device, str(file))
             found = _timed("storyv_lite.benchmarks.probe", asdict(probe), end)
-            if device == "cuda" and found.get("kind") == "BackendError":
-                return {"measured": False, "reason": found["error"]}
             if "error" in found:
                 return {"measured": False, "error": f"{device}: {found['error']}"}
             answers[device], tensors[device] = found, load_file(file)
@@ -108,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     asked = parser.parse_args(arguments)
     try:
+        check_written(asked.write)
         path, _ = find_bundle(asked.bundle)
         result = compare_devices(path.resolve(), PICNIC)
     except StoryVError as fault:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
+from storyv_lite.benchmarks.command import check_written, failed, heading, tell, typed, write_record
 from storyv_lite.benchmarks.measure import PICNIC
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import find_bundle
@@ -172,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = Path(name)
         (place / "story.txt").write_text("\n".join(PICNIC), encoding="utf-8")
         try:
+            check_written(asked.write)
             bundle, _ = find_bundle(asked.bundle)
             options = ["--steps", str(asked.steps), "--device", "cpu", "--bundle", str(bundle)]
             stories = Kills(place, options, chance)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.benchmarks.command import failed
+from storyv_lite.benchmarks.command import check_written, failed, typed
 from storyv_lite.benchmarks.machine import this_machine, versions
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import Bundle, find_bundle
@@ -107,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from storyv_lite.runtime.model import Model
 
     try:
+        check_written(asked.write)
         require("skia", "train")
         from storyv_lite.train.toonworld.splits import story_seed
         from storyv_lite.train.toonworld.stories import sample_story
@@ -133,10 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         below = f"{one.states_below} of {one.states:,}"
         table.append([one.width, f"{one.bytes_per_token:,}", f"{one.read_ms:.1f}", *cosines, below])
     print(markdown_table(table))
-    given = f"--stories {asked.stories} --frames {asked.frames} --seed {asked.seed}"
     result = {
         "schema": 1,
-        "command": f"{COMMAND} {given} --write",
+        "command": typed(COMMAND, arguments),
         "versions": versions(),
         "machine": this_machine().as_dict(),
         "bundle": {"name": bundle.name, "sha256": bundle.sha256},

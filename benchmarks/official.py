@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_record
+from storyv_lite.benchmarks.command import check_written, failed, heading, tell, typed, write_record
 from storyv_lite.benchmarks.machine import this_machine
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import Bundle, find_bundle
@@ -239,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     machine = this_machine()  # its load before this adds to it
     try:
+        check_written(*([RECORD, DOCUMENT] if asked.write else []))
         if min(*asked.frames, 2) < 2:
             raise ConfigError(
                 "a story of one frame has no history to read", hint="give 2 or more to `--frames`"

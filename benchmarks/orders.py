@@ -37,7 +37,8 @@ FlintstonesSV in the paper: another world and another judge, so only the order o
 {orders}
 
 *There* and *here*: points of Char-Acc between the two, in the paper and over the same stories here. An order
-is repeated where the whole interval is above zero.
+is repeated where the whole interval is above zero. Each variant was trained once: the intervals know which
+stories were drawn, not what another seed of training would have given.
 
 {count}
 

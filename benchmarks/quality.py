@@ -35,7 +35,6 @@ from storyv_lite.runtime.images import Pixels
 from storyv_lite.runtime.pipeline import Frame, StoryPipeline
 from storyv_lite.runtime.tokenizer import TextTokenizer
 from storyv_lite.story import Caption, Story
-from storyv_lite.train.toonworld import draw
 from storyv_lite.train.toonworld.captions import says_position
 from storyv_lite.train.toonworld.cast import member
 from storyv_lite.train.toonworld.references import is_nameless
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from storyv_lite.modeling.similarity import Similarity
 
 CAPTIONS = ("references", "original", "mixed")
+UNSEEN = ("test", "validation")
 PRONOUNS = {"she": "she", "her": "she", "he": "he", "him": "he", "they": "they", "them": "they"}
 OWN_JUDGE = Path(__file__).resolve().parents[1] / "checkpoints" / "toon" / "judge"
 
@@ -128,9 +128,11 @@ def exported(checkpoint: Path, told: Callable[[str], None]) -> Iterator[Path]:
         yield export_checkpoint(checkpoint, Path(folder) / checkpoint.name, "fp32", progress=told)
 
 
-def unseen_stories(count: int, frames: int, seed: int) -> tuple[ToonStory, ...]:
-    """Story i of a seed lies in the range of test seeds, whatever the seed is."""
-    return tuple(sample_story(story_seed("test", seed, i), frames, "test") for i in range(count))
+def unseen_stories(count: int, frames: int, seed: int, split: str = "test") -> tuple[ToonStory, ...]:
+    """Story i of a seed lies in the range of the split's seeds, whatever the seed. Raises `ConfigError`."""
+    if split not in UNSEEN:
+        raise ConfigError(f"there is no split `{split}` of unseen stories", f"they are {', '.join(UNSEEN)}")
+    return tuple(sample_story(story_seed(split, seed, i), frames, split) for i in range(count))
 
 
 def captions_of(story: ToonStory, way: str) -> tuple[str, ...]:
@@ -175,6 +177,8 @@ def evaluate(
 
     A story's noise comes from its own seed, so runs over the same stories can be compared in pairs.
     """
+    from storyv_lite.train.toonworld import draw  # which takes the drawing library
+
     check(pipeline, stories, captions, context, context_size, kv_cache)
     cast = list(judge.config.cast)
     size = pipeline.bundle.model.dimensions.image_size

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from storyv_lite.benchmarks import quality
-from storyv_lite.benchmarks.command import failed, typed
+from storyv_lite.benchmarks.command import check_written, failed, typed
 from storyv_lite.benchmarks.machine import versions
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.errors import StoryVError
+from storyv_lite.optional import require
 
 COMMAND = "python -m storyv_lite.benchmarks.reconstruction"
 CHECKPOINT, RESULT = Path("checkpoints/toon"), Path("benchmarks/results/reconstruction.json")
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help=f"also write {RESULT}")
     asked = parser.parse_args(arguments)
     try:
+        check_written(RESULT if asked.write else None)
+        for module in ("torch", "diffusers", "skia"):
+            require(module, "train")
         from storyv_lite.modeling.checkpoints import read_checkpoint
         from storyv_lite.train import autoencoder
         from storyv_lite.train.judge import examine

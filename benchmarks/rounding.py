@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from storyv_lite.benchmarks.command import failed
+from storyv_lite.benchmarks.command import check_written, failed
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.components import Component
 from storyv_lite.errors import StoryVError
+from storyv_lite.optional import require
 from storyv_lite.quantization import Rounding, plan
 
 COMMAND = "python -m storyv_lite.benchmarks.rounding"
@@ -74,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help=f"also write {DOCUMENT}")
     asked = parser.parse_args(arguments)
     try:
+        check_written(DOCUMENT if asked.write else None)
+        for module in ("torch", "onnx", "onnxscript"):
+            require(module, "export")
         from storyv_lite.export.assemble import export_wide
         from storyv_lite.export.calibrate import read_stories
 

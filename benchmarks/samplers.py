@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storyv_lite.benchmarks.command import check_written, failed
 from storyv_lite.benchmarks.machine import versions
 from storyv_lite.benchmarks.report import markdown_table
+from storyv_lite.errors import StoryVError
 from storyv_lite.optional import require
 from storyv_lite.runtime.schedulers import SAMPLERS, SPACINGS, NoiseSchedule, sampler_table
 
@@ -227,7 +229,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description="Compare the samplers with diffusers'.")
     parser.add_argument("--write", type=Path, nargs="?", const=DOCUMENT, help=f"write the page [{DOCUMENT}]")
     write = parser.parse_args(arguments).write
-    found = agreements()
+    try:
+        check_written(write)
+        found = agreements()
+    except StoryVError as fault:
+        return failed(fault)
     page = markdown(found)
     print(page)
     if write:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from storyv_lite.benchmarks import quality
-from storyv_lite.benchmarks.command import failed, heading, tell, typed, write_page
+from storyv_lite.benchmarks.command import check_written, failed, heading, tell, typed, write_page
 from storyv_lite.benchmarks.judged import judge_missing, read_judged
 from storyv_lite.benchmarks.machine import this_machine
 from storyv_lite.benchmarks.measure import PICNIC, Row, measure_bundles
@@ -37,8 +37,9 @@ COMPARED = 8  # of the calibration stories, that pictures are compared on
 FIGURE = "char_acc"
 PAGE = """# What narrow weights cost
 
-Bundles of one model, the first in full precision. *On disk* to *peak memory*: as `storyv-lite bench`
-measures, {processes} processes per bundle, in turns; seconds of a steady frame, median (90th percentile,
+Bundles of one model, the first in full precision: the weights of the checkpoint, computed in 32 bits. Those
+of a committed checkpoint have 16, so fp16 stores all of them. *On disk* to *peak memory*: as
+`storyv-lite bench` measures, {processes} processes per bundle, in turns; seconds of a steady frame, median (90th percentile,
 count). *PSNR*: pictures of {compared} calibration stories against those of full precision. *Char-Acc*:
 {stories} unseen stories of {frames} frames, read by the judge, percent with 95 % bootstrap interval over
 stories. *Lost*: points of Char-Acc that full precision has more, on the same stories with the same noise;
@@ -130,12 +131,18 @@ def table(rows: Sequence[Measured]) -> list[list[str]]:
                 show_bytes(int(row.fidelity["bytes"])),
                 failed or show_spread(cost.seconds.get("steady_frame")),
                 "" if failed else show_bytes(cost.memory.get("peak")),
-                "" if first else f"{row.fidelity['psnr_db']:.1f}",
+                "" if first else _decibels(row.fidelity["psnr_db"]),
                 _show(row.char_acc, ".1f"),
                 "" if first else _show(row.lost, "+.1f"),
             ]
         )
     return cells
+
+
+def _decibels(psnr: float) -> str:
+    from storyv_lite.export.story_parity import EQUAL_DB
+
+    return "equal" if psnr >= EQUAL_DB else f"{psnr:.1f}"
 
 
 def _show(one: Estimate, form: str) -> str:
@@ -156,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     machine = this_machine()  # its load, before this run adds to it
     try:
+        check_written(*([DOCUMENT, RESULT] if asked.write else []))
         for module in ("torch", "transformers", "diffusers", "skia"):
             require(module, "train")
         require("onnx", "export")

@@ -109,6 +109,13 @@ def _detail(name: str) -> Callable[[Row], tuple[float, float]]:
     return count
 
 
+def _held(row: Row) -> tuple[float, float]:
+    """As `_detail`, of those characters alone that should hold something: most hold nothing."""
+    seen = {actor.name: actor.prop for actor in row.seen.actors}
+    holding = [actor for actor in row.truth.actors if actor.prop]
+    return float(sum(seen.get(a.name) == a.prop for a in holding)), float(len(holding))
+
+
 def _mean(name: str) -> Callable[[Row], tuple[float, float]]:
     def count(row: Row) -> tuple[float, float]:
         value = getattr(row, name)
@@ -125,6 +132,7 @@ PERCENT: dict[str, Callable[[Row], tuple[float, float]]] = {
     "char_acc_references": _references,
     "action_acc": _detail("action"),
     "prop_acc": _detail("prop"),
+    "prop_acc_held": _held,
     "position_acc": _detail("position"),
 }
 COSINES: dict[str, Callable[[Row], tuple[float, float]]] = {

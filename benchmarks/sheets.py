@@ -1,7 +1,7 @@
 """What a bundle draws, to be looked at: unseen frames, whole unseen stories, captions it was not made for.
 
-Run `python -m storyv_lite.benchmarks.sheets [--bundle B] [--out FOLDER]`. Frames and stories are test seeds
-in order, so nothing is picked; what is to be thought of them stands in docs/what_it_draws.md, by hand.
+Run `python -m storyv_lite.benchmarks.sheets --out FOLDER [--bundle B] [--force]`. Frames and stories are test
+seeds in order, so nothing is picked; what is to be thought of them stands in docs/what_it_draws.md, by hand.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from PIL import Image
 from storyv_lite.benchmarks.command import failed
 from storyv_lite.benchmarks.quality import unseen_stories
 from storyv_lite.errors import OutputError, StoryVError
+from storyv_lite.optional import require
 from storyv_lite.runtime.pipeline import Frame, StoryPipeline
 from storyv_lite.runtime.storyboard import Panel, sheet
 from storyv_lite.story import Caption, Story
@@ -22,7 +23,6 @@ from storyv_lite.train.toonworld.corpus import scene_caption, scene_for
 from storyv_lite.train.toonworld.splits import story_seed
 
 COMMAND = "python -m storyv_lite.benchmarks.sheets"
-FOLDER = Path("docs/images/default_model")
 SEED = 0
 FRAMES, STORIES, STORY_FRAMES = 40, 5, 5
 QUALITY = 88  # of the JPEG files
@@ -74,12 +74,16 @@ def sheets(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw every sheet; those of the same name are replaced."""
+    """Draw every sheet; a folder in which there are some is refused without `--force`."""
     parser = argparse.ArgumentParser(prog=COMMAND, description="Draw sheets of pictures to look at.")
     parser.add_argument("--bundle", default="", help="bundle to draw with [the default]")
-    parser.add_argument("--out", type=Path, default=FOLDER, help=f"folder to write [{FOLDER}]")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where sheets are written")
+    parser.add_argument("--force", action="store_true", help="replace sheets that are there")
     options = parser.parse_args(arguments)
     try:
+        require("skia", "train")
+        if not options.force and (there := sorted(options.out.glob("*.jpg"))):
+            raise OutputError(f"`{there[0]}` is there already", "name another folder, or give `--force`")
         pipeline = StoryPipeline.from_bundle(options.bundle or None, "cpu")
         try:
             options.out.mkdir(parents=True, exist_ok=True)

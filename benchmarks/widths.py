@@ -16,6 +16,7 @@ from storyv_lite.benchmarks.command import failed
 from storyv_lite.benchmarks.report import markdown_table
 from storyv_lite.bundle import Bundle
 from storyv_lite.errors import StoryVError
+from storyv_lite.optional import require
 
 COMMAND = "python -m storyv_lite.benchmarks.widths"
 CHECKPOINT, STORIES = Path("checkpoints/toon"), 2
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stories", type=int, default=STORIES, help=f"how many are drawn [{STORIES}]")
     asked = parser.parse_args(arguments)
     try:
+        require("onnx", "export")
         from storyv_lite.export.calibrate import read_stories
 
         stories = read_stories(asked.checkpoint)[: asked.stories]

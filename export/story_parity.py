@@ -22,6 +22,7 @@ from storyv_lite.runtime.backends import open_backend
 from storyv_lite.runtime.pipeline import StoryPipeline
 from storyv_lite.story import Caption, Story
 
+EQUAL_DB = 200.0  # of pictures that are equal to the last bit
 COMPARED = 2  # stories, the first of those that calibrate
 WINDOW = 8  # pixels; similarity is the mean over squares of this side
 
@@ -58,7 +59,7 @@ def measure(drawn: Drawn, reference: Drawn) -> dict[str, float]:
         figures["image_states_cosine"] = compare(drawn["image_states"], reference["image_states"]).cosine
     figures["latent_cosine"] = compare(drawn["latents"], reference["latents"]).cosine
     error = np.square(drawn["pictures"].astype(np.float64) - reference["pictures"]).mean()
-    figures["psnr_db"] = float(min(200.0, 10 * np.log10(255.0**2 / max(error, 1e-15))))
+    figures["psnr_db"] = float(min(EQUAL_DB, 10 * np.log10(255.0**2 / max(error, 1e-20))))
     pairs = zip(drawn["pictures"], reference["pictures"], strict=True)
     figures["ssim"] = float(np.mean([ssim(one, other) for one, other in pairs]))
     return {name: float(f"{value:.4g}") for name, value in figures.items()}

@@ -39,12 +39,13 @@ MEANINGS = {
     "char_acc_references": "all characters right where the caption names nobody, %",
     "action_acc": "action right, of all characters, %",
     "prop_acc": "prop or none right, of all characters, %",
+    "prop_acc_held": "prop right, of the characters that should hold one, %",
     "position_acc": "position right where the caption tells it, %",
     "char_acc_2_to_5": "all characters right in frames 2 to 5, %",
     "char_acc_last_10": "all characters right in the last ten frames, %",
     "char_acc_lost": "lost from frames 2 to 5 to the last ten, points",
     "frechet_distance": "Fréchet distance to the real frames, judge's features",
-    "clip_t": "likeness to the caption, own encoders, cosine",
+    "clip_t": "likeness to the caption, own encoders, cosine; says little, see the real frames",
     "clip_i": "likeness to the real frame, own encoders, cosine",
     "consistency": "likeness over frames: same character less another, judge's features",
 }
@@ -63,6 +64,10 @@ def evaluate(
     seed: Annotated[
         int, typer.Option(min=0, metavar="S", help="Which stories; all of them are unseen.")
     ] = SEED,
+    split: Annotated[
+        str,
+        typer.Option(metavar="SPLIT", help="test, or validation: stories to choose a model by, unseen too."),
+    ] = "test",
     captions: Annotated[
         str,
         typer.Option(metavar="CAPTIONS", help="references (she, there, it), original (all named) or mixed."),
@@ -114,7 +119,7 @@ def evaluate(
     note(f"judge: {folder} ({why})")
     if likeness is None:
         note(f"no clip_t and no clip_i: `{folder.parent}` holds no encoders")
-    told = quality.unseen_stories(stories, frames, seed)
+    told = quality.unseen_stories(stories, frames, seed, split)
     held: dict[str, Any] = {"context_size": context_size or None, "kv_cache": kv_cache or None}
     if source:  # before it is exported
         asked = StoryPipeline(open_checkpoint(source), open_backend(device, threads))
@@ -125,14 +130,16 @@ def evaluate(
             note(f"checkpoint: {source}, in full precision")
         else:
             note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
+        backend = pipeline.backend
+        note(f"device: {backend.device}, {backend.provider} ({backend.reason})")
         settings = pipeline.settings(**held)
         found = quality.evaluate(pipeline, reader, likeness, told, captions, context, show, **held)
         pipeline.close()
     drawn, real, counted = quality.summary(found)
     options = {
         "bundle": bundle, "checkpoint": checkpoint, "stories": stories, "frames": frames, "seed": str(seed),
-        "captions": captions, "context": context, "context-size": context_size, "kv-cache": kv_cache,
-        "judge": judge, "device": device, "threads": threads,
+        "split": split, "captions": captions, "context": context, "context-size": context_size,
+        "kv-cache": kv_cache, "judge": judge, "device": device, "threads": threads,
         "record": record, "force": record is not None,
     }  # fmt: skip
     result: dict[str, Any] = {
@@ -149,11 +156,15 @@ def evaluate(
             "guidance_scale": settings.guidance_scale,
             "context_tokens": settings.context_tokens,
             "kv_cache": settings.kv_cache,
+            "device": backend.device,
+            "provider": backend.provider,
+            "threads": backend.threads,
         },
         "judge_sha256": hash_file(folder / "model.safetensors"),
         "stories": stories,
         "frames": frames,
         "seed": seed,
+        "split": split,
         "captions": captions,
         "context": context,
         **quality.as_json(drawn, real, counted),

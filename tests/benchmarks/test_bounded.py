@@ -68,7 +68,7 @@ def test_too_few_cycles_to_compare_are_refused() -> None:
 
 
 def test_a_measured_story_says_what_it_read_and_held(pipeline: StoryPipeline) -> None:
-    result = measure(pipeline, 20, "120")
+    result = measure(pipeline, 20, "120", "told")
     assert len(result["frames"]) == 20 and len(result["free"]) == 7
     assert result["context"]["limit_tokens"] == 120 and result["context"]["rebuilds"] >= 3
     assert result["checks"]["tokens_of_a_frame_beyond_the_cap"]["held"]

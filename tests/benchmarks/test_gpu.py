@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from storyv_lite.benchmarks import gpu
 from storyv_lite.benchmarks.gpu import SAME_PSNR, agreement, compare_devices, main, psnr
 from storyv_lite.benchmarks.measure import PICNIC
 from storyv_lite.benchmarks.probe import ProbeRequest, probe
@@ -37,6 +38,16 @@ def test_without_cuda_the_record_says_not_measured_and_why(
     assert record["measured"] is False and "cuda" in record["reason"]
     assert "not measured: " in printed.err
     assert not {"agreement", "cost"} & set(record)
+
+
+def test_a_gpu_that_is_there_and_fails_is_no_missing_gpu(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cuda_works():
+        pytest.skip("this machine has CUDA")
+    monkeypatch.setattr(gpu, "problem", lambda provider: "")
+    found = compare_devices(tiny_bundle, PICNIC[:1])
+    assert found["measured"] is False and found["error"].startswith("cuda: ") and "reason" not in found
 
 
 def test_a_probe_keeps_states_latents_and_pictures_and_agrees_with_itself(

@@ -50,6 +50,13 @@ def test_no_seed_of_any_evaluation_lies_where_training_draws() -> None:
         assert not any(one in SPLITS["train"] or one in SPLITS["validation"] for one in found)
 
 
+def test_stories_to_choose_a_model_by_are_unseen_and_no_test_stories() -> None:
+    found = all_seeds(quality.unseen_stories(10, 5, 42, "validation"))
+    assert {split_of(one) for one in found} == {"validation"}
+    with pytest.raises(ConfigError, match="no split `train` of unseen stories"):
+        quality.unseen_stories(1, 1, 42, "train")
+
+
 def test_captions_are_references_or_spelled_out_or_some_of_each() -> None:
     (story,) = quality.unseen_stories(1, 40, 0)
     references, original = quality.captions_of(story, "references"), quality.captions_of(story, "original")
@@ -71,6 +78,9 @@ def test_eval_prints_every_figure_and_the_last_line_is_json(
     assert all(low <= answer[name] <= high for name, (low, high) in answer["intervals"].items())
     assert -1 <= answer["clip_t"] <= 1 and answer["real"]["clip_i"] == pytest.approx(1, abs=1e-3)
     record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    assert "device: cpu" in err
+    assert (record["drawn_with"]["device"], record["split"]) == ("cpu", "test")
+    assert record["drawn_with"]["provider"] and record["drawn_with"]["threads"]
     assert len(record["rows"]) == 4 and record["char_acc"] == answer["char_acc"]
     assert run(*asked, "--record", tmp_path / "record.json")[0] == 2
 

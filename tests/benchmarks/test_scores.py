@@ -47,7 +47,16 @@ def test_every_figure_has_the_value_that_counting_by_hand_gives() -> None:
     assert found["char_acc_references"] == 50.0
     assert found["action_acc"] == 60.0  # luna is missing, otto waves
     assert found["prop_acc"] == 60.0  # luna is missing, rex has no cake
+    assert found["prop_acc_held"] == 0.0  # of rex alone, who should hold something
     assert found["position_acc"] is None and found["clip_t"] is None
+
+
+def test_of_things_that_are_told_only_those_count_that_should_be_held() -> None:
+    held = [row(shown("rex", prop="cake"), shown("rex", prop=seen)) for seen in ("cake", "ball", None)]
+    free = [row(shown("milo"), shown("milo", prop=seen)) for seen in (None, None, "ball")]
+    found = estimates([*held, *free], 1)
+    assert found["prop_acc_held"].value == pytest.approx(100 / 3, abs=1e-3)
+    assert found["prop_acc"].value == 50.0
 
 
 def test_a_first_frame_is_no_reference() -> None:

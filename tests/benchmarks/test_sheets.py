@@ -33,6 +33,7 @@ def test_all_sheets_are_written_as_pictures(
     monkeypatch.setattr(sheets, "unseen_stories", lambda *_: ())
     monkeypatch.setattr(sheets, "UNUSUAL", sheets.UNUSUAL[:2])
     assert sheets.main(["--bundle", str(tiny_bundle), "--out", str(tmp_path / "new")]) == 0
+    assert sheets.main(["--bundle", str(tiny_bundle), "--out", str(tmp_path / "new")]) == 2
     sizes = dict[str, tuple[int, int]]()
     for path in (tmp_path / "new").iterdir():
         with Image.open(path) as picture:
@@ -44,5 +45,5 @@ def test_all_sheets_are_written_as_pictures(
 def test_a_bundle_that_is_not_there_is_one_clear_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sheets.main(["--bundle", str(tmp_path / "none")]) == 4
+    assert sheets.main(["--bundle", str(tmp_path / "none"), "--out", str(tmp_path / "new")]) == 4
     assert "error: " in capsys.readouterr().err
