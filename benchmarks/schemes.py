@@ -41,9 +41,9 @@ Bundles of one model, the first in full precision: the weights of the checkpoint
 of a committed checkpoint have 16, so fp16 stores all of them. *On disk* to *peak memory*: as
 `storyv-lite bench` measures, {processes} processes per bundle, in turns; seconds of a steady frame, median
 (90th percentile, count). *PSNR*: pictures of {compared} calibration stories against those of full precision.
-*Char-Acc*: {stories} unseen stories of {frames} frames, read by the judge, percent with 95 % bootstrap interval
-over stories. *Lost*: points of Char-Acc that full precision has more, on the same stories with the same noise;
-where the interval holds zero, the difference may be chance.
+*Char-Acc*: {stories} unseen stories of {frames} frames, read by the judge, percent with 95 % bootstrap
+interval over stories. *Lost*: points of Char-Acc that full precision has more, on the same stories with the
+same noise; where the interval holds zero, the difference may be chance.
 
 {table}
 
