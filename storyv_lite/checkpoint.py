@@ -144,13 +144,15 @@ def describe(checkpoint: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         ) from fault
 
 
-def trained_frames(config: Mapping[str, Any]) -> int:
-    """The longest context that `align`, the last stage to teach the language model, read at once."""
+def frames_read(config: Mapping[str, Any]) -> int:
+    """The frames that a bundle reads at once: as many as `align.read_frames` says, if `align` read so many.
+
+    Older checkpoints lack the later settings: they were trained on all they read, and read all of it.
+    """
     settings = config["align"]
-    longest = int(settings["max_frames"])
     return min(
-        longest, int(settings.get("context_frames", longest))
-    )  # older ones were trained on all they read
+        int(settings[name]) for name in ("max_frames", "context_frames", "read_frames") if name in settings
+    )
 
 
 def checkpoint_hash(checkpoint: Path) -> str:
@@ -205,7 +207,7 @@ def _describe(checkpoint: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     scheduler = read_json(checkpoint / "scheduler" / "scheduler_config.json")
     context = record.get("context") or {
         "tokens": dims.max_position_embeddings,
-        "frames": trained_frames(record["train_config"]),
+        "frames": frames_read(record["train_config"]),
     }
     cast = sorted((checkpoint / "characters").glob("*.json"))
     return {

@@ -11,9 +11,9 @@ from storyv_lite.bundle import Bundle
 from storyv_lite.checkpoint import (
     checkpoint_hash,
     find_checkpoint,
+    frames_read,
     open_checkpoint,
     train_command,
-    trained_frames,
     unfinished,
 )
 from storyv_lite.components import Component
@@ -93,7 +93,7 @@ def test_a_save_cut_off_between_its_renames_is_told_with_what_finishes_it(
 
 
 def test_a_model_trained_before_contexts_had_a_limit_reads_what_it_was_trained_on() -> None:
-    assert trained_frames({"align": {"max_frames": 16}}) == 16
+    assert frames_read({"align": {"max_frames": 16}}) == 16
 
 
 def test_stages_that_have_begun_and_are_not_done_are_unfinished(tmp_path: Path) -> None:

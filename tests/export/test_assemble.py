@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import storyv_lite
 from storyv_lite.bundle import Bundle
-from storyv_lite.checkpoint import checkpoint_hash, read_checkpoint, trained_frames
+from storyv_lite.checkpoint import checkpoint_hash, frames_read, read_checkpoint
 from storyv_lite.cli import app
 from storyv_lite.components import Component, signature
 from storyv_lite.errors import BundleError, ConfigError, OutputError, ParityError
@@ -349,11 +349,11 @@ def test_the_newest_checkpoint_is_the_one_made_last(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "a"
 
 
-def test_the_context_is_as_long_as_the_alignment_read_at_once() -> None:
+def test_a_bundle_reads_what_is_best_at_once_and_no_more_than_the_alignment_did() -> None:
     toon, paper = (as_dict(load_config(preset)) for preset in ("toon", "opt-6.7b"))
-    assert trained_frames(toon) == toon["align"]["context_frames"]
-    assert trained_frames(paper) == paper["align"]["max_frames"] < paper["align"]["context_frames"]
+    assert frames_read(toon) == toon["align"]["read_frames"] < toon["align"]["context_frames"]
+    assert frames_read(paper) == paper["align"]["max_frames"] < paper["align"]["read_frames"]
     toon["align"]["context_frames"] = 12
-    assert trained_frames(toon) == 12
-    del toon["align"]["context_frames"]  # as in checkpoints of before that setting
-    assert trained_frames(toon) == toon["align"]["max_frames"]
+    assert frames_read(toon) == 12
+    del toon["align"]["context_frames"], toon["align"]["read_frames"]  # as before those settings
+    assert frames_read(toon) == toon["align"]["max_frames"]
