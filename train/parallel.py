@@ -69,9 +69,7 @@ class GradientHelpers:
 
     def __exit__(self, *_: object) -> None:
         torch.set_num_threads(self._threads)
-        for (
-            pipe
-        ) in self._pipes:  # an end that a traceback kept would keep its helper, and Python waits for it
+        for pipe in self._pipes:  # else a traceback keeps them, they their helpers, and Python waits
             pipe.close()
 
     def start(self, step: int) -> None:

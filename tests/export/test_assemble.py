@@ -111,18 +111,25 @@ def test_an_interrupted_export_leaves_nothing_behind(tiny_checkpoint: Path, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("export", "scheme", "last"),
+    [
+        (export_checkpoint, "int8", "verify stories"),
+        (stream_checkpoint, "int4,unet=int4,vae=int4,fusion=int4", "write the token table"),
+    ],
+)
 def test_a_checkpoint_that_is_trained_meanwhile_is_not_exported(
-    tiny_checkpoint: Path, tmp_path: Path
+    export: Callable[..., Path], scheme: str, last: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_checkpoint, folder)
 
     def train(message: str) -> None:
-        if message == "verify stories":
+        if message == last:
             os.utime(folder / "unet" / "model.safetensors")
 
     with pytest.raises(BundleError, match="was changed while it was exported"):
-        export_checkpoint(folder, tmp_path / "out", progress=train)
+        export(folder, tmp_path / "out", scheme, progress=train)
     assert not (tmp_path / "out").exists()
 
 
