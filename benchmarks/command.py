@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from storyv_lite.benchmarks.machine import LIBRARIES, Machine, this_machine, versions
-from storyv_lite.errors import OutputError, StoryVError
+from storyv_lite.errors import StoryVError
+from storyv_lite.outputs import check_file
 
 SCHEMA = 1  # of every record
 
@@ -49,11 +50,8 @@ def heading(
 def check_written(*files: Path | None) -> None:
     """Raise `OutputError`, before anything is measured, where a file cannot be written at the end."""
     for file in files:
-        if file is not None and not file.parent.is_dir():
-            raise OutputError(
-                f"there is no folder `{file.parent}`, in which `{file.name}` is to be written",
-                f"mkdir -p {shlex.quote(str(file.parent))}, or run it where the repository lies",
-            )
+        if file is not None:
+            check_file(file, force=True)
 
 
 def write_record(file: Path, record: Mapping[str, Any]) -> None:

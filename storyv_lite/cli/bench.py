@@ -8,8 +8,9 @@ import typer
 
 from storyv_lite.bundle import find_bundle
 from storyv_lite.cli.console import note, progress, say, say_json
-from storyv_lite.cli.options import DeviceOption, ForceOption, JsonOption, check_file, command_line
+from storyv_lite.cli.options import DeviceOption, ForceOption, JsonOption, command_line
 from storyv_lite.errors import ConfigError
+from storyv_lite.outputs import check_file
 
 
 def bench(

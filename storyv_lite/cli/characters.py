@@ -7,7 +7,8 @@ import typer
 
 from storyv_lite.bundle import Bundle, find_bundle
 from storyv_lite.cli.console import note, say, say_json
-from storyv_lite.cli.options import BundleOption, ForceOption, JsonOption, check_file
+from storyv_lite.cli.options import BundleOption, ForceOption, JsonOption
+from storyv_lite.outputs import check_file
 
 
 def characters(

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from storyv_lite.cli.console import progress, say, say_json
-from storyv_lite.cli.options import ForceOption, JsonOption, make_folder
+from storyv_lite.cli.options import ForceOption, JsonOption
 from storyv_lite.optional import require
+from storyv_lite.outputs import make_folder
 
 app = typer.Typer(help="Make training data.", no_args_is_help=True, rich_markup_mode=None)
 

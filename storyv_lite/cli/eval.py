@@ -21,11 +21,11 @@ from storyv_lite.cli.options import (
     ForceOption,
     JsonOption,
     KvCacheOption,
-    check_file,
     command_line,
 )
 from storyv_lite.errors import ConfigError
 from storyv_lite.optional import require
+from storyv_lite.outputs import check_file
 
 if TYPE_CHECKING:
     from storyv_lite.benchmarks.scores import Estimate

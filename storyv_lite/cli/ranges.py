@@ -9,8 +9,9 @@ import typer
 
 from storyv_lite.bundle import find_bundle
 from storyv_lite.cli.console import note, progress, say, say_json
-from storyv_lite.cli.options import ForceOption, JsonOption, check_file
+from storyv_lite.cli.options import ForceOption, JsonOption
 from storyv_lite.optional import require_export
+from storyv_lite.outputs import check_file
 
 
 def ranges(

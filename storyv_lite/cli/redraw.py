@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from storyv_lite.cli.drawing import draw_story, take_over, writing
-from storyv_lite.cli.options import DeviceOption, JsonOption, StrictBudgetOption, make_folder
+from storyv_lite.cli.options import DeviceOption, JsonOption, StrictBudgetOption
 from storyv_lite.cli.reopening import (
     FolderArgument,
     SameBundleOption,
@@ -29,6 +29,7 @@ from storyv_lite.cli.reopening import (
     resuming,
 )
 from storyv_lite.errors import ConfigError, OutputError, StoryError
+from storyv_lite.outputs import make_folder
 from storyv_lite.story import Caption, parse
 
 if TYPE_CHECKING:

@@ -33,9 +33,6 @@ from storyv_lite.cli.options import (
     StepsOption,
     StrictBudgetOption,
     VramOption,
-    free_folder,
-    holds_something,
-    make_folder,
 )
 from storyv_lite.cli.reopening import (
     open_pipeline,
@@ -45,6 +42,7 @@ from storyv_lite.cli.reopening import (
     resuming,
 )
 from storyv_lite.errors import BudgetError, ConfigError, OutputError
+from storyv_lite.outputs import free_folder, holds_something, make_folder
 from storyv_lite.story import read_story
 
 if TYPE_CHECKING:

@@ -35,11 +35,14 @@ def test_a_bundle_that_is_not_there_is_one_error(capsys: pytest.CaptureFixture[s
     assert "`none` is no bundle" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("file", "told"), [("nowhere/kills.json", "there is no folder"), ("", "is a folder")]
+)
 def test_a_record_that_cannot_be_written_is_told_before_anything_is_killed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    file: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert kills.main(["--write", str(tmp_path / "nowhere" / "kills.json")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
+    assert kills.main(["--write", str(tmp_path / file)]) == 2
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.slow
