@@ -202,9 +202,7 @@ class AlignStage(StageConfig):
     min_frames: int = 2
     max_frames: int = 50
     context_frames: int = 50  # that are read at once; longer stories in the reduced context of bounded memory
-    read_frames: int = (
-        24  # that are read at once when a story is drawn; fewer than were learned with err less
-    )
+    read_frames: int = 24  # that are read at once when a story is drawn; all that were learned would err more
     drop_prob: float = 0.3  # share of the other stories of some length that are read in it too
     context: str = "interleaved"  # what is known of earlier frames: interleaved | captions (no pictures)
     validation_stories: int = 24  # what a sample step measures

@@ -1,4 +1,4 @@
-"""Whether a folder or file that a user named can be written, before anything is drawn or measured for it.
+"""Where a command may write, told before anything is drawn or measured for it.
 
 Knows nothing of what will be written there.
 """
