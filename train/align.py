@@ -96,7 +96,7 @@ class Batches:
         grown = min(1.0, 0.2 + step / max(1.0, LONG_FROM * settings.max_train_steps))
         longest = settings.min_frames + (settings.max_frames - settings.min_frames) * grown
         last = step >= LAST * settings.max_train_steps
-        shortest = min(LONG, settings.max_frames) if last else settings.min_frames
+        shortest = max(settings.min_frames, min(LONG, settings.max_frames) if last else 0)
         frames = story_length(rng, shortest, longest)
         share = settings.train_batch_size // settings.processes
         count = max(1, share // min(frames, settings.context_frames))

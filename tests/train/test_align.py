@@ -177,6 +177,13 @@ def test_a_batch_is_a_function_of_its_step(parts: tuple[align.Batches, Aligned])
     )
 
 
+def test_stories_of_the_last_quarter_are_no_shorter_than_asked(folder: Path) -> None:
+    asked = {"min_frames": 22, "max_frames": 22, "context_frames": 22, "drop_prob": 0.0}
+    batches, _ = parts_of(folder, max_train_steps=100, **asked)
+    for step in (97, 98, 99):
+        assert len(batches(step).targets.input_ids) == 22
+
+
 def test_a_reduced_context_keeps_introductions_and_all_antecedents_of_its_targets() -> None:
     assert RECENT > WINDOW
     rng, reduced = np.random.default_rng(0), 0
