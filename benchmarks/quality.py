@@ -153,13 +153,21 @@ def check(
     context: str = "interleaved",
     context_size: str | int | None = None,
     kv_cache: str | None = None,
+    spell_out: bool = False,
 ) -> None:
     """Raise whatever keeps `evaluate` from drawing one of these stories; nothing is loaded for it."""
     if captions not in CAPTIONS:
         raise ConfigError(f"there are no captions `{captions}`", hint=f"captions are {', '.join(CAPTIONS)}")
     for story in stories:
         asked = told_in(captions_of(story, captions))
-        pipeline.draw(asked, story.seed, context=context, context_size=context_size, kv_cache=kv_cache)
+        pipeline.draw(
+            asked,
+            story.seed,
+            context=context,
+            context_size=context_size,
+            kv_cache=kv_cache,
+            spell_out=spell_out,
+        )
 
 
 def evaluate(
@@ -172,6 +180,7 @@ def evaluate(
     told: Callable[[str], None] = lambda text: None,
     context_size: str | int | None = None,
     kv_cache: str | None = None,
+    spell_out: bool = False,
 ) -> Evaluation:
     """Draw and judge every story. Raises `ConfigError` for unknown options, `StoryError` and `BundleError`.
 
@@ -179,7 +188,7 @@ def evaluate(
     """
     from storyv_lite.train.toonworld import draw  # which takes the drawing library
 
-    check(pipeline, stories, captions, context, context_size, kv_cache)
+    check(pipeline, stories, captions, context, context_size, kv_cache, spell_out)
     cast = list(judge.config.cast)
     size = pipeline.bundle.model.dimensions.image_size
     rows: list[Row] = []
@@ -191,7 +200,12 @@ def evaluate(
         lines = captions_of(story, captions)
         drawn: list[Frame] = []
         frames = pipeline.draw(
-            told_in(lines), story.seed, context=context, context_size=context_size, kv_cache=kv_cache
+            told_in(lines),
+            story.seed,
+            context=context,
+            context_size=context_size,
+            kv_cache=kv_cache,
+            spell_out=spell_out,
         )
         for frame in frames:
             drawn.append(frame)

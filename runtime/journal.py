@@ -20,6 +20,7 @@ SCHEMA = 1
 JOURNAL, RECEIPT = "journal.jsonl", "story.json"
 KNOWN = ("seed", "sampler", "num_inference_steps", "guidance_scale", "timestep_spacing")
 CONTEXT = ("context_tokens", "kv_cache")  # None, and in older journals absent, for what the bundle says
+SPELL_OUT = "spell_out"  # absent in older journals
 
 Record = dict[str, Any]  # of one take: at least `frame` (from 1), and `sha256` of its file or an `error`
 
@@ -76,6 +77,7 @@ class Journal:
         for name in CONTEXT:
             if wanted.settings[name] is not None:  # else it goes on as it was begun
                 _compare(found, name.replace("_", " "), self.settings[name], wanted.settings[name])
+        _compare(found, "spelling out", self.settings[SPELL_OUT], wanted.settings[SPELL_OUT])
         _compare(found, "precision", self.bundle.get("precision"), wanted.bundle.get("precision"))
         if self.bundle["sha256"] != wanted.bundle["sha256"]:
             found.append(f"bundle: {_bundle(self.bundle)}, needed {_bundle(wanted.bundle)}")
@@ -189,7 +191,8 @@ def _from_receipt(content: bytes) -> Journal:
 
 def _settings(found: Mapping[str, Any]) -> dict[str, Any]:
     """Raises `KeyError`."""
-    return {name: found[name] for name in KNOWN} | {name: found.get(name) for name in CONTEXT}
+    held = {name: found.get(name) for name in CONTEXT}
+    return {name: found[name] for name in KNOWN} | held | {SPELL_OUT: bool(found.get(SPELL_OUT))}
 
 
 def _known(bundle: Mapping[str, Any]) -> dict[str, str]:

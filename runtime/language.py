@@ -1,8 +1,9 @@
 """Reading: pieces of the story go through the language model, the states of the [IMG] tokens come out.
 
 One pass per frame: what is still pending (the finished frame before) and the query of the frame to draw are
-read in one call; then the query is dropped again. No sampling, no logits. Knows tokens, visual tokens and
-the cache; not captions' meaning, not what the states become.
+read in one call; then the query is dropped again. Where it is asked to, the model first writes on behind the
+query, the likeliest token each time. Knows tokens, visual tokens and the cache; not captions' meaning, not
+what the states become.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from storyv_lite.runtime.kv_cache import VISUAL, KVCache, Piece
 from storyv_lite.runtime.kv_widths import NARROW, NarrowStorage
 from storyv_lite.runtime.token_table import TokenTable
 from storyv_lite.runtime.tokenizer import LanguageTokenizer
+
+ROWS = 4096  # of the token table that are compared at once
+SCRATCH = -1  # stands for the frame of what no frame keeps
 
 
 def make_piece(
@@ -59,6 +63,7 @@ class Language:
         self.width = width
         self.model = model
         self.begin = Piece(-1, (tokenizer.bos_token_id,))
+        self._tokenizer = tokenizer
         self._table = token_embedding
         self._dims = dims
 
@@ -75,14 +80,47 @@ class Language:
         what the cache holds (a frame was dropped), the cache is built anew. Afterwards exactly the begin
         token and `context` are committed.
         """
+        return self.answer(context, query, cache, 0)[0]
+
+    def answer(
+        self, context: Sequence[Piece], query: Piece, cache: KVCache, most: int
+    ) -> tuple[NDArray[np.float32], str]:
+        """What `read` returns, and the sentence that the model writes behind the [IMG] tokens.
+
+        It has `most` tokens at most; one that has not ended by then is no sentence, and empty. The cache is
+        left as `read` leaves it. A model has to have learned to write there (`align.answer_loss_scale`), with
+        its token table as its head; what any other writes is hardly one.
+        """
         wanted = [self.begin, *context]
         if cache.pieces != wanted[: len(cache.pieces)]:
             cache.clear()
         pending = wanted[len(cache.pieces) :]
         states = cache.append(self.session, self.embed([*pending, query]))
+        written = self._write(states[0, -1], cache, most)
         cache.commit(pending)
         cache.rewind()
-        return states[0, -self._dims.image_tokens :]
+        return states[0, -self._dims.image_tokens :], written
+
+    def _write(self, state: NDArray[np.float32], cache: KVCache, most: int) -> str:
+        """The sentence of at most `most` tokens behind what was read last, whose last state is `state`."""
+        reads, ids = len(cache.calls), list[int]()
+        while len(ids) < most:
+            ids.append(self._likeliest(state))
+            if self._tokenizer.decode(ids[-1:]).endswith("."):
+                break
+            state = cache.append(self.session, self.embed([Piece(SCRATCH, tuple(ids[-1:]))]))[0, -1]
+        del cache.calls[reads:]  # nothing that stays depends on them
+        text = self._tokenizer.decode(ids).strip()
+        fits = (
+            len(self._tokenizer.encode(f" {text}")) <= most
+        )  # half a letter is more to read than it was to write
+        return text if text.endswith(".") and fits else ""
+
+    def _likeliest(self, state: NDArray[np.float32]) -> int:
+        """The token that a state (hidden,) is nearest to; an [IMG] token is never written."""
+        rows = np.arange(self._dims.vocab_size - self._dims.image_tokens)
+        parts = np.split(rows, range(ROWS, len(rows), ROWS))
+        return int(np.concatenate([self._table[part].astype(np.float32) @ state for part in parts]).argmax())
 
     def embed(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
         """Rows of the token table, and visual tokens in their slots, (1, tokens, hidden) in float32."""

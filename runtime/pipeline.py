@@ -97,6 +97,7 @@ class Settings:
     timestep_spacing: str
     context_tokens: int | None = None  # that the language model may hold; None for the bundle's limit
     kv_cache: str | None = None  # width of stored keys and values; None for as they are computed
+    spell_out: bool = False  # finished frames whose captions leave names out are told with them
 
 
 @dataclass
@@ -192,6 +193,7 @@ class StoryPipeline:
         latents: LatentStore | None = None,
         context_size: str | int | None = None,
         kv_cache: str | None = None,
+        spell_out: bool = False,
     ) -> Iterator[Frame]:
         """Draw a story frame by frame; what is not given comes from the bundle.
 
@@ -207,10 +209,11 @@ class StoryPipeline:
         language model, "none" draws every frame by itself, from its caption and the portraits.
 
         `context_size` caps what the language model holds of the story, in tokens or as text (`2000`,
-        `512MiB`); `kv_cache` is the width in which that is stored: fp32, fp16 or int8.
+        `512MiB`); `kv_cache` is the width in which that is stored: fp32, fp16 or int8. With
+        `spell_out` finished frames whose captions leave names out are told as the language model writes them.
         Everything is checked before the first frame is begun. Raises `StoryError` and `ConfigError`.
         """
-        settings = self.settings(seed, num_inference_steps, guidance_scale, context_size, kv_cache)
+        settings = self.settings(seed, num_inference_steps, guidance_scale, context_size, kv_cache, spell_out)
         self.check(story, settings)
         if context not in CONTEXTS:
             raise ConfigError(f"there is no context `{context}`", hint=f"contexts are {', '.join(CONTEXTS)}")
@@ -224,6 +227,7 @@ class StoryPipeline:
         guidance_scale: float | None = None,
         context_size: str | int | None = None,
         kv_cache: str | None = None,
+        spell_out: bool = False,
     ) -> Settings:
         """Fill in the bundle's defaults. Raises `ConfigError`."""
         default = self.bundle.model.sampler
@@ -238,7 +242,8 @@ class StoryPipeline:
         token_bytes = self.model.token_bytes(kv_cache)
         tokens = parse_tokens(context_size, token_bytes) if isinstance(context_size, str) else context_size
         width = self.kv_cache(kv_cache)
-        return Settings(seed, default.name, steps, float(guidance), default.timestep_spacing, tokens, width)
+        spacing = default.timestep_spacing
+        return Settings(seed, default.name, steps, float(guidance), spacing, tokens, width, spell_out)
 
     def kv_cache(self, asked: str | None) -> str | None:
         """The width in which keys and values are kept: the one asked for, else the plan's, else None."""
@@ -266,7 +271,8 @@ class StoryPipeline:
             return
         self._table(settings)  # steps that the sampler does not take
         if settings.context_tokens is not None:
-            check_room(self.model, story.captions, settings.context_tokens, settings.kv_cache)
+            held = (settings.context_tokens, settings.kv_cache, settings.spell_out)
+            check_room(self.model, story.captions, *held)
 
     def limits(self, settings: Settings) -> Context:
         """How much of a story the language model holds at most: the bundle's limits, or less where asked."""
@@ -301,7 +307,8 @@ class StoryPipeline:
             with loading(LOAD):
                 self.model.residency.prewarm()
         limits = self.limits(settings)
-        context = StoryContext(self.model, captions, known == "interleaved", limits, settings.kv_cache)
+        pictures, held = known == "interleaved", (settings.kv_cache, settings.spell_out)
+        context = StoryContext(self.model, captions, pictures, limits, *held)
         there = iter(finished)
         latest: tuple[int, Pixels] | None = None  # a picture that nobody has looked at yet
         for index, caption in enumerate(captions):

@@ -56,6 +56,7 @@ class Asked:
     context_size: str | int | None = None
     kv_cache: str | None = None
     num_inference_steps: int | None = None
+    spell_out: bool = False
 
 
 def open_planned(
@@ -94,8 +95,8 @@ def plan_story(
     pipelines.sort(key=lambda pipeline: -pipeline.bundle.total_bytes)
     demands = []
     for pipeline in pipelines:
-        words = (asked.num_inference_steps, asked.guidance_scale, asked.context_size, asked.kv_cache)
-        settings = pipeline.settings(0, *words)
+        drawing = (asked.num_inference_steps, asked.guidance_scale)
+        settings = pipeline.settings(0, *drawing, asked.context_size, asked.kv_cache, asked.spell_out)
         pipeline.check(story, settings)
         limits = pipeline.limits(settings)
         demands.append(_demand(pipeline, story, settings, limits))
@@ -154,7 +155,7 @@ def _widths(kv_cache: str | None) -> tuple[str, ...]:
 
 def _demand(pipeline: StoryPipeline, story: Story, settings: Settings, limits: Context) -> Demand:
     guidance, steps = settings.guidance_scale, settings.num_inference_steps
-    return demand_of(pipeline.model, story.captions, guidance, limits, steps)
+    return demand_of(pipeline.model, story.captions, guidance, limits, steps, settings.spell_out)
 
 
 def _place(backend: Backend) -> Place:

@@ -2,17 +2,18 @@
 
 Knows pieces and how much of them may be held; which of them are held is decided in `context`. A picture is
 looked at once. A frame that no later context can hold is forgotten, so a story of any length takes bounded
-memory.
+memory. A caption that leaves names out may stand in the context spelled out, as the model itself wrote it:
+then every reference has its name close by.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storyv_lite.manifest import Context
-from storyv_lite.prompt import history, query, text_history
+from storyv_lite.prompt import Segment, history, query, text_history
 from storyv_lite.runtime.context import Finished, grow, lasting, most_tokens
 from storyv_lite.runtime.context_size import refuse_small
 from storyv_lite.runtime.images import Pixels
@@ -31,6 +32,7 @@ class Reading:
     reduced: bool = False  # some finished frames are left out, because the story does not fit the context
     rebuilt: bool = False  # what stays of the context was read anew
     tokens_in_cache: int = 0  # keys and values that were there, the query's included
+    spelled: str = ""  # how the frame is told from now on, where not by its caption
 
 
 class StoryContext:
@@ -43,16 +45,20 @@ class StoryContext:
         pictures: bool,
         limits: Context,
         kv_cache: str | None = None,
+        spell_out: bool = False,
     ) -> None:
         """`captions` are those of the whole story. Without `pictures` a finished frame is its caption alone.
 
-        `kv_cache` is the width of stored keys and values, None for as computed.
+        `kv_cache` is the width of stored keys and values, None for as computed. With `spell_out` a finished
+        frame whose caption leaves names out stands in the context as the model spelled it out.
         """
         self._model = model
         self._captions = captions
         self._pictures = pictures
         self._limits = limits
         self._width = kv_cache
+        self._writes = most_written(model) if spell_out else 0
+        self._spelled: dict[int, str] = {}  # frames that are told otherwise than by their captions
         self._history = history if pictures else text_history
         self._frames: list[int] = []  # of the story, in the order of remembering; others go by place in it
         self._pieces: dict[int, Piece] = {}  # of those not forgotten
@@ -64,6 +70,7 @@ class StoryContext:
     def remember(self, index: int, caption: str, image: Pixels) -> None:
         """Add a finished frame; its picture is encoded here, once for the whole story."""
         seen = self._model.look(image) if self._pictures else None
+        caption = self._spelled.pop(index, caption)
         piece = self._model.piece(index, self._history(caption), seen)
         self._pieces[len(self._frames)] = piece
         self._frames.append(index)
@@ -77,10 +84,12 @@ class StoryContext:
         wanted = self._model.piece(index, query(caption))
         before = self._kept
         whole = (*before, *range(self._known, len(self._frames)))
-        self._kept = grow(before, self._story, len(wanted), self._limits)
+        self._kept = grow(before, self._story, len(wanted) + self._writes, self._limits)
         self._known = len(self._frames)
         kept = [self._pieces[place] for place in self._kept]
-        states = self._model.language.read(kept, wanted, self._cache)
+        states, written = self._model.language.answer(kept, wanted, self._cache, self._writes)
+        if spelled := self._spell_out(caption, written):
+            self._spelled[index] = spelled
         if self._kept != whole:
             self._forget()
         start, length = self._cache.calls[-1]
@@ -91,7 +100,12 @@ class StoryContext:
             len(self._kept) < len(self._frames),
             self._kept[: len(before)] != before,
             start + length,
+            spelled,
         )
+
+    def _spell_out(self, caption: str, written: str) -> str:
+        """What the model wrote, where it names all whom the caption names and somebody else; else nothing."""
+        return written if self._model.named(written) > self._model.named(caption) else ""
 
     def _indices(self, places: Sequence[int]) -> tuple[int, ...]:
         return tuple(self._frames[place] for place in places)
@@ -104,15 +118,36 @@ class StoryContext:
     def _capacity(self) -> int:
         """Tokens the cache needs at most: the whole story, or as much of it as the context may hold."""
         texts = [caption.text for caption in self._captions]
-        told = [len(self._model.piece(0, self._history(text))) for text in texts]
-        asked = [len(self._model.piece(0, query(text))) for text in texts]
+        told, asked = lengths(self._model, texts, self._writes > 0, self._history)
         return most_tokens(told, asked, self._limits)
 
 
-def check_room(model: Model, captions: Sequence[Caption], tokens: int, kv_cache: str | None) -> None:
+def most_written(model: Model) -> int:
+    """Tokens that the model may write for one frame: what it learned to write fits the caption encoder."""
+    return model.dims.text_tokens
+
+
+def lengths(
+    model: Model,
+    captions: Sequence[str],
+    spell_out: bool,
+    finished: Callable[[str], tuple[Segment, ...]] = history,
+) -> tuple[list[int], list[int]]:
+    """Tokens that each frame takes at most, once when it is `finished` and once when it is asked for."""
+    told = [len(model.piece(0, finished(text))) for text in captions]
+    asked = [len(model.piece(0, query(text))) for text in captions]
+    if not spell_out:
+        return told, asked
+    written = most_written(model)
+    spelled = len(model.piece(0, finished(""))) + written
+    return [max(length, spelled) for length in told], [length + written for length in asked]
+
+
+def check_room(
+    model: Model, captions: Sequence[Caption], tokens: int, kv_cache: str | None, spell_out: bool = False
+) -> None:
     """Raise `ConfigError` when `tokens` do not hold every query and the frame before it."""
-    queries = [len(model.piece(0, query(caption.text))) for caption in captions]
-    before = [0, *(len(model.piece(0, history(caption.text))) for caption in captions[:-1])]
-    needed = [1 + asked + told for asked, told in zip(queries, before, strict=True)]
+    told, queries = lengths(model, [caption.text for caption in captions], spell_out)
+    needed = [1 + asked + before for asked, before in zip(queries, [0, *told[:-1]], strict=True)]
     most = max(needed)
     refuse_small(tokens, most, needed.index(most) + 1, model.token_bytes(kv_cache))

@@ -135,6 +135,7 @@ class StoryboardFolder:
                 latents=self._latents,
                 context_size=settings["context_tokens"],
                 kv_cache=settings["kv_cache"],
+                spell_out=settings["spell_out"],
             )
             drawn = islice(frames, count)
             while len(self.journal.records) < begin + count:
@@ -203,6 +204,7 @@ class StoryboardFolder:
             "dropped_frames": [index + 1 for index in frame.reading.dropped],
             "rebuilt_context": frame.reading.rebuilt,
             "tokens_in_cache": frame.reading.tokens_in_cache,
+            **({"spelled_out": frame.reading.spelled} if frame.reading.spelled else {}),
             "timings_ms": {phase: round(value, 1) for phase, value in frame.timings_ms.items()},
         }
         self._note_peaks(frame.peaks)
@@ -350,6 +352,7 @@ class StoryboardFolder:
             words += [flag, f"{given}B"] if given else []
         for option, name in (("--context-size", "context_tokens"), ("--kv-cache", "kv_cache")):
             words += [] if settings[name] is None else [option, str(settings[name])]
+        words += ["--spell-out"] if settings["spell_out"] else []
         return shlex.join(words)
 
     def _seen_from_here(self, path: Path) -> str:

@@ -5,7 +5,7 @@ spells `[IMG0]` or `<s>` is plain text.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,11 @@ class LanguageTokenizer:
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens as text; special ones are none."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
 
 
 def _load(file: Path) -> Tokenizer:

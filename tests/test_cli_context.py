@@ -109,7 +109,7 @@ def test_another_cap_than_the_one_it_was_begun_with_is_refused(small_disk: Any, 
 def test_a_story_drawn_before_there_were_caps_is_continued(done: Said) -> None:
     file = Path("whole/story.json")
     found = receipt("whole")
-    for name in ("context_tokens", "kv_cache"):
+    for name in ("context_tokens", "kv_cache", "spell_out"):
         del found["settings"][name]
     for frame in found["frames"]:
         for name in ("dropped_frames", "rebuilt_context", "tokens_in_cache"):
@@ -133,6 +133,24 @@ def test_what_cannot_be_held_is_refused_before_anything_is_written(
 ) -> None:
     assert message in refused(2, "render", "day.txt", "-o", "none", *QUICK, *options)
     assert not Path("none").exists()
+
+
+def test_a_story_whose_frames_are_spelled_out_says_so_and_goes_on_so(done: Said, refused: Said) -> None:
+    done("render", "half.txt", "-o", "told", *QUICK, "--spell-out")
+    done("continue", "told", "rest.txt")
+    assert receipt("told")["settings"]["spell_out"] is True
+    assert receipt("whole")["settings"]["spell_out"] is False
+    assert receipt("told")["command"].endswith(" --spell-out")
+    done("render", "day.txt", "-o", "told", "--resume", *QUICK, "--spell-out")
+    said = refused(2, "render", "day.txt", "-o", "told", "--resume", *QUICK)
+    assert "spelling out: `True`, needed `False`" in said
+
+
+def test_the_receipt_of_the_default_model_holds_what_was_spelled_out(done: Said) -> None:
+    Path("two.txt").write_text("Milo is waving in the meadow.\nHe is jumping.")
+    done("render", "two.txt", "-o", "two", "--bundle", "toon", "--spell-out", *QUICK)
+    frames = receipt("two")["frames"]
+    assert "spelled_out" not in frames[0] and frames[1]["spelled_out"].startswith("milo jumping")
 
 
 def test_a_longer_caption_than_the_cap_holds_does_not_touch_the_story(done: Said, refused: Said) -> None:

@@ -21,6 +21,7 @@ from storyv_lite.cli.options import (
     ForceOption,
     JsonOption,
     KvCacheOption,
+    SpellOutOption,
     command_line,
 )
 from storyv_lite.errors import ConfigError
@@ -81,6 +82,7 @@ def evaluate(
     ] = "interleaved",
     context_size: ContextSizeOption = "",
     kv_cache: KvCacheOption = "",
+    spell_out: SpellOutOption = False,
     judge: Annotated[
         Path | None,
         typer.Option(
@@ -120,7 +122,11 @@ def evaluate(
     if likeness is None:
         note(f"no clip_t and no clip_i: `{folder.parent}` holds no encoders")
     told = quality.unseen_stories(stories, frames, seed, split)
-    held: dict[str, Any] = {"context_size": context_size or None, "kv_cache": kv_cache or None}
+    held: dict[str, Any] = {
+        "context_size": context_size or None,
+        "kv_cache": kv_cache or None,
+        "spell_out": spell_out,
+    }
     if source:  # before it is exported
         asked = StoryPipeline(open_checkpoint(source), open_backend(device, threads))
         quality.check(asked, told, captions, context, **held)
@@ -139,7 +145,7 @@ def evaluate(
     options = {
         "bundle": bundle, "checkpoint": checkpoint, "stories": stories, "frames": frames, "seed": str(seed),
         "split": split, "captions": captions, "context": context, "context-size": context_size,
-        "kv-cache": kv_cache, "judge": judge, "device": device, "threads": threads,
+        "kv-cache": kv_cache, "spell-out": spell_out, "judge": judge, "device": device, "threads": threads,
         "record": record, "force": record is not None,
     }  # fmt: skip
     result: dict[str, Any] = {
@@ -156,6 +162,7 @@ def evaluate(
             "guidance_scale": settings.guidance_scale,
             "context_tokens": settings.context_tokens,
             "kv_cache": settings.kv_cache,
+            "spell_out": settings.spell_out,
             "device": backend.device,
             "provider": backend.provider,
             "threads": backend.threads,

@@ -54,6 +54,14 @@ KvCacheOption = Annotated[
         "[default: as computed].",
     ),
 ]
+SpellOutOption = Annotated[
+    bool,
+    typer.Option(
+        "--spell-out",
+        help='Tell finished frames with the names that "she" or "they" stood for, as the model itself writes '
+        "them: long stories lose fewer characters.",
+    ),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Write although something is there.")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON in the last line of stdout.")

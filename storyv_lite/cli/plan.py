@@ -16,6 +16,7 @@ from storyv_lite.cli.options import (
     KvCacheOption,
     ProviderOption,
     RamOption,
+    SpellOutOption,
     StepsOption,
     VramOption,
 )
@@ -58,6 +59,7 @@ def plan(
     ] = 0,
     context_size: ContextSizeOption = "",
     kv_cache: KvCacheOption = "",
+    spell_out: SpellOutOption = False,
     device: DeviceOption = "auto",
     provider: ProviderOption = "auto",
     as_json: JsonOption = False,
@@ -73,7 +75,7 @@ def plan(
     told = read_story(story) if story else _usual(frames or 5)
     budget = read_budget(ram, vram)
     check_tile(tile)
-    asked = Asked(guidance, tile, context_size or None, kv_cache or None, steps)
+    asked = Asked(guidance, tile, context_size or None, kv_cache or None, steps, spell_out)
     paths, reason = find_forms(bundle or (), budget.limited)
     backend = open_backend(device, provider=provider)
     path, found = plan_story(paths, backend, told, budget, asked)

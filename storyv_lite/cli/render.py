@@ -30,6 +30,7 @@ from storyv_lite.cli.options import (
     KvCacheOption,
     ProviderOption,
     RamOption,
+    SpellOutOption,
     StepsOption,
     StrictBudgetOption,
     VramOption,
@@ -77,6 +78,7 @@ def render(
     guidance: GuidanceOption = None,
     context_size: ContextSizeOption = "",
     kv_cache: KvCacheOption = "",
+    spell_out: SpellOutOption = False,
     device: DeviceOption = "auto",
     provider: ProviderOption = "auto",
     tile: Annotated[
@@ -129,17 +131,14 @@ def render(
         note(f"checkpoint: {pipeline.bundle.path} in {pipeline.backend.precision}")
     else:
         budget = read_budget(ram, vram)
-        asked = Asked(guidance, tile, context_size or None, kv_cache or None, steps)
+        asked = Asked(guidance, tile, context_size or None, kv_cache or None, steps, spell_out)
         pipeline = open_planned([bundle] if bundle else [], told, budget, asked, device, provider)
         note(f"bundle: {pipeline.bundle.path} ({pipeline.reason})")
     refuse_unplanned(pipeline, strict_budget)
     backend = pipeline.backend
     note(f"device: {backend.device}, {backend.provider} ({backend.reason})")
-    settings = pipeline.settings(seed, steps, guidance, context_size or None, kv_cache or None)
-    cap, width = settings.context_tokens, settings.kv_cache
-    pipeline.draw(
-        told, seed, steps, guidance, context_size=cap, kv_cache=width
-    )  # checks, and draws nothing yet
+    settings = pipeline.settings(seed, steps, guidance, context_size or None, kv_cache or None, spell_out)
+    pipeline.check(told, settings)
     wanted = new_journal(told, title, pipeline, settings)
     folder = out or (resume and _unfinished(stem, wanted)) or free_folder(stem, Path())
     make_folder(folder, force or resume)
