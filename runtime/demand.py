@@ -9,7 +9,7 @@ from storyv_lite.manifest import Context
 from storyv_lite.runtime.context import REDUCED, most_tokens
 from storyv_lite.runtime.footprint import Demand
 from storyv_lite.runtime.model import Model
-from storyv_lite.runtime.story_context import lengths
+from storyv_lite.runtime.story_context import lengths, most_written
 from storyv_lite.story import Caption
 
 
@@ -37,4 +37,5 @@ def demand_of(
         characters=len(model.named(captions[0].text)),
         guided=guidance_scale > 1,
         steps=steps,
+        written=most_written(model) if spell_out else 0,
     )

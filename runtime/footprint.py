@@ -73,6 +73,7 @@ class Demand:
     characters: int  # portraits that one caption needs
     guided: bool  # two evaluations per step
     steps: int = 1  # of denoising, for one picture
+    written: int = 0  # tokens that the language model writes for one frame, each in a call of its own
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def footprint(
     scheme = schemes.get(variant.scheme, _UNKNOWN)
     if component is Component.TOKEN_EMBEDDING:
         row = 2 * dims.hidden_size + 2 * _FAULT_AROUND  # mapped; in the worst case every row is another
-        read = min(size, demand.frames * demand.longest_read * row)
+        read = size if demand.written else min(size, demand.frames * demand.longest_read * row)
         return Footprint(read, read, 0, 0.0)
     network = _told(component, variant.work or {}, dims, demand, batched, tile)
     if network is None:
@@ -139,6 +140,8 @@ def _calls(component: Component, dims: Dimensions, demand: Demand, batched: bool
         return demand.steps * (2 if demand.guided and not batched else 1)
     if component is Component.VAE_DECODER and tile:
         return len(tile_starts(dims.latent_size, tile)) ** 2
+    if component is Component.LANGUAGE_MODEL:
+        return max(1, demand.written)  # the first token comes with the reading
     return 1
 
 

@@ -19,7 +19,7 @@ from storyv_lite.runtime.kv_widths import NARROW, NarrowStorage
 from storyv_lite.runtime.token_table import TokenTable
 from storyv_lite.runtime.tokenizer import LanguageTokenizer
 
-ROWS = 4096  # of the token table that are compared at once
+ROWS = 1024  # of the token table that are compared at once
 SCRATCH = -1  # stands for the frame of what no frame keeps
 
 
@@ -55,7 +55,7 @@ class Language:
         width: str = "fp32",
         model: str = "",
     ) -> None:
-        """`token_embedding` (vocab_size, hidden_size) gives rows; it is never loaded as a whole.
+        """`token_embedding` (vocab_size, hidden_size) gives rows; no more than `ROWS` are held at once.
 
         `width` is that of keys and values as the session computes them, `model` the hash of its files.
         """
@@ -103,18 +103,16 @@ class Language:
 
     def _write(self, state: NDArray[np.float32], cache: KVCache, most: int) -> str:
         """The sentence of at most `most` tokens behind what was read last, whose last state is `state`."""
-        reads, ids = len(cache.calls), list[int]()
-        while len(ids) < most:
+        if not most:
+            return ""
+        reads, ids = len(cache.calls), [self._likeliest(state)]
+        while len(ids) < most and not self._tokenizer.decode(ids[-1:]).endswith("."):
+            state = cache.append(self.session, self.embed([Piece(SCRATCH, (ids[-1],))]))[0, -1]
             ids.append(self._likeliest(state))
-            if self._tokenizer.decode(ids[-1:]).endswith("."):
-                break
-            state = cache.append(self.session, self.embed([Piece(SCRATCH, tuple(ids[-1:]))]))[0, -1]
         del cache.calls[reads:]  # nothing that stays depends on them
         text = self._tokenizer.decode(ids).strip()
-        fits = (
-            len(self._tokenizer.encode(f" {text}")) <= most
-        )  # half a letter is more to read than it was to write
-        return text if text.endswith(".") and fits else ""
+        length = len(self._tokenizer.encode(f" {text}"))  # half a letter is longer to read than to write
+        return text if text.endswith(".") and length <= most else ""
 
     def _likeliest(self, state: NDArray[np.float32]) -> int:
         """The token that a state (hidden,) is nearest to; an [IMG] token is never written."""

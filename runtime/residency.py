@@ -5,6 +5,7 @@ Knows loading and unloading; why something stays is the plan's business. What is
 of this: they lie in its cache, whose storage outlives the language model that filled it.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,7 @@ class Residency:
         self._kept, self._whole = kept, whole
         self._sessions: dict[Component, Session] = {}
         self._language: LanguageSession | None = None
+        self._uses: Counter[Component] = Counter()  # blocks of `use` that are open
         if kept is not None:
             return_freed_memory()
 
@@ -58,16 +60,19 @@ class Residency:
 
     @contextmanager
     def use(self, component: Component) -> Iterator[Session]:
-        """The component inside the block; behind it, it is unloaded if it is not kept.
+        """The component inside the block; behind the outermost one, it is unloaded if it is not kept.
 
         With a plan, what it worked in has gone back to the system, too.
         """
+        self._uses[component] += 1
         try:
             yield self.load(component)
         finally:
-            if not self.stays(component):
+            self._uses[component] -= 1
+            outermost = not self._uses[component]
+            if outermost and not self.stays(component):
                 self.unload(component)
-            elif self._kept is not None:
+            elif outermost and self._kept is not None:
                 give_back_freed_memory()
 
     def language_session(self) -> LanguageSession:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from storyv_lite.components import Component
 from storyv_lite.manifest import Context
 from storyv_lite.prompt import Segment, history, query, text_history
 from storyv_lite.runtime.context import Finished, grow, lasting, most_tokens
@@ -87,7 +88,8 @@ class StoryContext:
         self._kept = grow(before, self._story, len(wanted) + self._writes, self._limits)
         self._known = len(self._frames)
         kept = [self._pieces[place] for place in self._kept]
-        states, written = self._model.language.answer(kept, wanted, self._cache, self._writes)
+        with self._model.residency.use(Component.LANGUAGE_MODEL):  # once for all that is written
+            states, written = self._model.language.answer(kept, wanted, self._cache, self._writes)
         if spelled := self._spell_out(caption, written):
             self._spelled[index] = spelled
         if self._kept != whole:

@@ -66,6 +66,16 @@ def test_pictures_are_the_same_whatever_stays_loaded(tiny_bundle: Path) -> None:
     assert not tight.model.residency._sessions and tight.model.residency._language is None
 
 
+def test_a_model_that_writes_is_loaded_no_more_often_than_one_that_reads(tiny_bundle: Path) -> None:
+    backend = Watched()
+    tight = StoryPipeline(Bundle.open(tiny_bundle), backend)
+    plan = plan_with(tight, 400 * MIB)
+    tight.obey(replace(plan, choice=replace(plan.choice, kept=())))
+    list(tight.draw(TOLD, seed=3, spell_out=True))
+    assert backend.opened[Component.LANGUAGE_MODEL] == 3
+    assert tight.model.residency._language is None
+
+
 def test_what_is_kept_is_loaded_once_and_before_the_first_frame(tiny_bundle: Path) -> None:
     backend = Watched()
     pipeline = StoryPipeline(Bundle.open(tiny_bundle), backend)

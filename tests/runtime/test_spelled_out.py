@@ -1,6 +1,7 @@
 """Frames told with the names that their captions leave out: what is written, and what it leaves behind."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 
 from storyv_lite.bundle import PACKAGED, Bundle
 from storyv_lite.checkpoint import open_checkpoint
+from storyv_lite.components import Component
 from storyv_lite.errors import ConfigError
 from storyv_lite.manifest import Context
 from storyv_lite.prompt import Text, history, query, text_history
 from storyv_lite.runtime.backends import open_backend, open_torch_backend
 from storyv_lite.runtime.demand import demand_of
+from storyv_lite.runtime.footprint import footprint
 from storyv_lite.runtime.kv_cache import KVCache
 from storyv_lite.runtime.model import Model
 from storyv_lite.runtime.pipeline import StoryPipeline
@@ -117,7 +120,7 @@ def test_what_is_written_stays_below_the_cap(toon: StoryPipeline, kv_cache: str 
     spelled(model, context, captions)
     assert context._cache is not None
     assert context._cache.capacity <= limits.tokens
-    assert max(context._cache.committed, 1) <= limits.tokens - most_written(model)
+    assert context._cache.committed <= limits.tokens - most_written(model)
 
 
 def test_a_cap_that_holds_no_written_caption_is_refused(toon: StoryPipeline) -> None:
@@ -135,6 +138,15 @@ def test_a_plan_counts_what_may_be_written(toon: StoryPipeline) -> None:
     asked = max(len(toon.model.piece(0, query(text))) for text in TOLD) + most_written(toon.model)
     assert longer.tokens == 1 + len(TOLD) * told + asked
     assert plain.tokens < longer.tokens
+    table = toon.bundle.variant(Component.TOKEN_EMBEDDING, "table")
+    held = footprint(Component.TOKEN_EMBEDDING, table, toon.model.dims, longer).loaded
+    assert held == sum(part.bytes for part in table.parts) and plain.written == 0
+    reading = toon.bundle.variant(Component.LANGUAGE_MODEL, "onnx")
+    halves = replace(reading, parts=reading.parts * 2)
+    once, often = (
+        footprint(Component.LANGUAGE_MODEL, halves, toon.model.dims, one) for one in (plain, longer)
+    )
+    assert often.load_seconds == pytest.approx(most_written(toon.model) * once.load_seconds)
 
 
 def test_a_story_taken_up_is_told_as_it_was(toon: StoryPipeline) -> None:
