@@ -64,12 +64,16 @@ def parse_tokens(size: str, token_bytes: int) -> int:
         ) from fault
 
 
-def refuse_small(tokens: int, needed: int, frame: int, token_bytes: int) -> None:
-    """Raise `ConfigError` when `tokens` hold less than the `needed` ones of `frame` (from 1)."""
+def refuse_small(tokens: int, needed: int, frame: int, token_bytes: int, spell_out: bool) -> None:
+    """Raise `ConfigError` when `tokens` hold less than the `needed` ones of `frame` (from 1).
+
+    With `spell_out` they count what may be written, and the message says so.
+    """
     if tokens < needed:
         kibibytes = -(-needed * token_bytes // 1024)
         raise ConfigError(
             f"a context of {tokens} tokens is too small: frame {frame} needs {needed}, for its caption and "
-            "the frame before it",
-            hint=f"give at least `--context-size {needed}` or `--context-size {kibibytes}KiB`",
+            f"the frame before it{', both spelled out' if spell_out else ''}",
+            hint=f"give at least `--context-size {needed}` or `--context-size {kibibytes}KiB`"
+            f"{', or draw without `--spell-out`' if spell_out else ''}",
         )

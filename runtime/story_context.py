@@ -152,4 +152,4 @@ def check_room(
     told, queries = lengths(model, [caption.text for caption in captions], spell_out)
     needed = [1 + asked + before for asked, before in zip(queries, [0, *told[:-1]], strict=True)]
     most = max(needed)
-    refuse_small(tokens, most, needed.index(most) + 1, model.token_bytes(kv_cache))
+    refuse_small(tokens, most, needed.index(most) + 1, model.token_bytes(kv_cache), spell_out)

@@ -29,6 +29,7 @@ class Panel:
 
     caption: str
     png: bytes
+    taken_for: str = ""  # the caption as the model spelled it out, for the page
 
 
 def columns(count: int) -> int:
@@ -128,6 +129,7 @@ def page(
             alt=escape(f"Picture {number}: {panel.caption}"),
             source=escape(source),
             caption=escape(panel.caption),
+            taken=TAKEN.substitute(text=escape(panel.taken_for)) if panel.taken_for else "",
             loading="eager" if number <= 6 else "lazy",
         )
         for number, (panel, source) in enumerate(zip(panels, sources, strict=True), start=1)
@@ -141,8 +143,10 @@ def page(
 
 FIGURE = Template("""<li><figure>
 <img src="$source" alt="$alt" width="256" height="256" loading="$loading">
-<figcaption><span aria-hidden="true">$number</span>$caption</figcaption>
+<figcaption><span aria-hidden="true">$number</span><div>$caption$taken</div></figcaption>
 </figure></li>""")
+
+TAKEN = Template("<small>taken for: $text</small>")
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -206,6 +210,7 @@ figcaption span {
   line-height: 1.45; color: var(--accent); border: 1.5px solid currentColor;
   font-variant-numeric: lining-nums;
 }
+figcaption small { display: block; color: var(--soft); font-style: italic; font-size: .78em; }
 footer { color: var(--soft); font-size: .95rem; }
 details { max-width: 42rem; margin: 0 auto; text-align: left; }
 summary { cursor: pointer; width: max-content; margin: 0 auto; padding: .5rem .9rem; border-radius: 2em; }

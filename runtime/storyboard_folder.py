@@ -268,7 +268,8 @@ class StoryboardFolder:
     def _panel(self, frame: int) -> Panel:
         record = self.journal.shown()[frame]
         if record and "error" not in record:
-            return Panel(record["caption"], (self.folder / self._name(frame)).read_bytes())
+            png_file = (self.folder / self._name(frame)).read_bytes()
+            return Panel(record["caption"], png_file, record.get("spelled_out", ""))
         size = self.pipeline.bundle.model.dimensions.image_size
         return Panel(f"(could not be drawn) {self.journal.story.captions[frame].text}", blank(size))
 

@@ -146,11 +146,26 @@ def test_a_story_whose_frames_are_spelled_out_says_so_and_goes_on_so(done: Said,
     assert "spelling out: `True`, needed `False`" in said
 
 
-def test_the_receipt_of_the_default_model_holds_what_was_spelled_out(done: Said) -> None:
-    Path("two.txt").write_text("Milo is waving in the meadow.\nHe is jumping.")
-    done("render", "two.txt", "-o", "two", "--bundle", "toon", "--spell-out", *QUICK)
-    frames = receipt("two")["frames"]
-    assert "spelled_out" not in frames[0] and frames[1]["spelled_out"].startswith("milo jumping")
+def test_what_the_default_model_spelled_out_stands_in_receipt_and_page_and_is_told_on(done: Said) -> None:
+    told = ("Milo is waving in the meadow.", "He is jumping.", "Now he is holding a balloon.")
+    Path("three.txt").write_text("\n".join(told))
+    Path("two.txt").write_text("\n".join(told[:2]))
+    Path("third.txt").write_text(told[2])
+    toon = ("--bundle", "toon", "--spell-out", *QUICK)
+    done("render", "three.txt", "-o", "three", *toon)
+    done("render", "two.txt", "-o", "two", *toon)
+    page = Path("two/index.html").read_text()
+    assert page.count("taken for: ") == 1 and "taken for: milo jumping" in page
+    done("continue", "two", "third.txt")
+    spelled = [frame.get("spelled_out", "") for frame in receipt("three")["frames"]]
+    assert not spelled[0] and all(text.startswith("milo ") for text in spelled[1:])
+    assert [frame.get("spelled_out", "") for frame in receipt("two")["frames"]] == spelled
+    assert pictures("two") == pictures("three")
+    done("redraw", "two", "--frame", "2", "--caption", "She is Luna.", "--follow")
+    Path("other.txt").write_text("\n".join((told[0], "She is Luna.", told[2])))
+    done("render", "other.txt", "-o", "other", *toon)
+    assert receipt("two")["frames"][2]["spelled_out"] == receipt("other")["frames"][2]["spelled_out"]
+    assert pictures("two") == pictures("other") != pictures("three")
 
 
 def test_a_longer_caption_than_the_cap_holds_does_not_touch_the_story(done: Said, refused: Said) -> None:

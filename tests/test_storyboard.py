@@ -47,11 +47,19 @@ def test_the_page_holds_every_picture_as_it_lies_on_the_disk() -> None:
 
 
 def test_markup_in_captions_titles_and_details_is_inert() -> None:
-    read = Page(page(EVIL, [panel(EVIL)], [(EVIL, EVIL)]))
+    read = Page(page(EVIL, [Panel(EVIL, panel().png, EVIL)], [(EVIL, EVIL)]))
     assert [tag for tag, _ in read.tags].count("img") == 1
     assert not any(tag == "script" for tag, _ in read.tags)
     assert not any(name.startswith("on") for _, attrs in read.tags for name in attrs)
-    assert read.text.count(EVIL) == 5  # title, heading, caption, detail's name and value
+    assert (
+        read.text.count(EVIL) == 6
+    )  # title, heading, caption, what it was taken for, detail's name and value
+
+
+def test_the_page_says_what_a_caption_was_taken_for_where_the_model_said_so() -> None:
+    png = panel().png
+    told = page("T", [Panel("He runs.", png, "milo running."), Panel("Luna waves.", png)], [])
+    assert told.count("<small>") == 1 and "He runs.<small>taken for: milo running.</small>" in told
 
 
 def test_the_page_asks_nothing_of_a_network_and_forbids_scripts() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,32 @@ def test_a_finished_frame_stands_in_the_context_as_it_was_written(toon: StoryPip
         assert context._pieces[frame] == toon.model.piece(frame, text_history(text or caption))
 
 
+@pytest.mark.parametrize(
+    ("caption", "written", "stands"),
+    [
+        ("She is waving.", "luna waving, in the meadow.", True),
+        ("Milo is waving to her.", "milo and luna waving.", True),
+        ("Milo and Luna are waving.", "bruno, luna and milo waving.", True),
+        ("Milo is waving.", "milo waving middle, in the meadow.", False),
+        ("Milo and Luna are waving.", "milo waving.", False),
+        ("Milo is waving to her.", "bruno and luna waving.", False),
+        ("It is empty.", "the meadow, empty.", False),
+        ("She is waving.", "", False),
+    ],
+)
+def test_what_is_written_stands_for_a_caption_when_it_names_more_and_nobody_less(
+    toon: StoryPipeline, monkeypatch: pytest.MonkeyPatch, caption: str, written: str, stands: bool
+) -> None:
+    read = toon.model.language.answer
+
+    def says(before: Any, wanted: Any, cache: Any, most: int) -> Any:
+        return read(before, wanted, cache, 0)[0], written
+
+    monkeypatch.setattr(toon.model.language, "answer", says)
+    context = of_captions(toon.model, toon.bundle.model.context)
+    assert spelled(toon.model, context, (caption,)) == [written if stands else ""]
+
+
 @pytest.mark.parametrize("kv_cache", [None, "int8"])
 def test_writing_leaves_states_and_cache_as_reading_does(tiny: Model, kv_cache: str | None) -> None:
     caches: list[KVCache] = [tiny.language.new_cache(400, kv_cache) for _ in range(2)]
@@ -126,8 +153,14 @@ def test_what_is_written_stays_below_the_cap(toon: StoryPipeline, kv_cache: str 
 def test_a_cap_that_holds_no_written_caption_is_refused(toon: StoryPipeline) -> None:
     story = Story(tuple(Caption(text) for text in TOLD))
     toon.draw(story, context_size=90)
-    with pytest.raises(ConfigError, match="a context of 90 tokens is too small"):
+    with pytest.raises(ConfigError, match="90 tokens is too small.* both spelled out") as refusal:
         toon.draw(story, context_size=90, spell_out=True)
+    assert refusal.value.hint and "`--spell-out`" in refusal.value.hint
+    least = int(refusal.value.hint.split("--context-size ")[1].split("`")[0])
+    toon.draw(story, context_size=least, spell_out=True)
+    with pytest.raises(ConfigError, match="is too small") as plain:
+        toon.draw(story, context_size=20)
+    assert plain.value.hint and "--spell-out" not in plain.value.hint
 
 
 def test_a_plan_counts_what_may_be_written(toon: StoryPipeline) -> None:
@@ -160,3 +193,15 @@ def test_a_story_taken_up_is_told_as_it_was(toon: StoryPipeline) -> None:
     plain = list(toon.draw(story, 3, num_inference_steps=1))
     assert not any(frame.reading.spelled for frame in plain)
     assert any(not np.array_equal(one.image, other.image) for one, other in zip(whole, plain, strict=True))
+
+
+def test_a_story_whose_frame_failed_is_told_as_if_that_frame_were_not_there(toon: StoryPipeline) -> None:
+    captions = tuple(Caption(text) for text in (TOLD[0], TOLD[1], TOLD[2], TOLD[5]))
+    drawn = [frame.image for frame in toon.draw(Story(captions[:3]), num_inference_steps=1, spell_out=True)]
+    fewer, there = Story((captions[0], *captions[2:])), [drawn[0], drawn[2]]
+    with_gap = [drawn[0], None, drawn[2]]
+    (wanted,) = toon.draw(fewer, num_inference_steps=1, spell_out=True, finished=there)
+    (found,) = toon.draw(Story(captions), num_inference_steps=1, spell_out=True, finished=with_gap)
+    assert found.reading.context == (0, 2) and wanted.reading.context == (0, 1)
+    assert found.reading.spelled == wanted.reading.spelled
+    assert toon.model.named(found.reading.spelled) == toon.model.named("luna")
